@@ -1,0 +1,75 @@
+"""The command line: ``cryon2n STAGE …``.  Thin on purpose: every stage's module holds its own arguments.
+
+A stage's command, its rule in ``workflow/rules`` and its log share one name (``split-halves`` here is
+``split_halves`` there; both spellings are taken).
+"""
+
+import argparse
+import importlib
+import os
+import sys
+
+from cryon2n import __version__, log
+from cryon2n.errors import InputError
+
+# command: (module, what it does).  In the order of the data's way.
+STAGES = {
+    "plan": ("plan", "say what a config will do: movies, patches, GB, loader; nothing is written"),
+    "simulate-references": ("phantom_stage", "simulate gain, dark and metadata of an EMPIAR-like entry"),
+    "simulate-movie": ("phantom_stage", "simulate one raw counted movie and its clean truth"),
+    "fetch-sheet": ("empiar", "write the movie sheet of an EMPIAR entry"),
+    "fetch-movie": ("empiar", "download one file of an EMPIAR entry, resumed and verified"),
+    "split-halves": ("halves", "align a movie's frames and sum its even and odd frames"),
+    "import-halves": ("halves_import", "take halves that another program made"),
+    "audit-halves": ("audit", "check that the halves' noises are independent and alike"),
+    "write-shards": ("shards", "write the patches that training reads"),
+    "train-unet": ("train", "train a denoiser on patch shards"),
+    "denoise-micrograph": ("denoise", "denoise a micrograph (its halves, or one image) with trained weights"),
+    "tune-filter": ("filters", "choose a classical filter's setting on the validation micrographs"),
+    "filter-micrograph": ("filters", "denoise a micrograph with a tuned classical filter"),
+    "train-topaz": ("topaz", "train Topaz by its own recipe on the training halves"),
+    "denoise-topaz": ("topaz", "denoise a micrograph with the installed Topaz"),
+    "score-method": ("compare", "score one method on the test micrographs"),
+    "summarise": ("compare", "pool the scores of all methods, with confidence intervals"),
+    "write-report": ("report", "write the report and the gallery"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one stage and return the exit code: 0 well, 2 bad input, 1 anything else."""
+    argv = sys.argv[1:] if argv is None else argv
+    name = argv[0].replace("_", "-") if argv else "--help"
+    if name in ("-V", "--version"):
+        print(f"cryon2n {__version__}")
+        return 0
+    if name not in STAGES:
+        return _help(name)
+    module = importlib.import_module(f"cryon2n.{STAGES[name][0]}")
+    parser = argparse.ArgumentParser(prog=f"cryon2n {name}", description=STAGES[name][1])
+    add_arguments, run = module.COMMANDS[name]
+    add_arguments(parser)
+    args = parser.parse_args(argv[1:])
+    log.set_stage(name)
+    try:
+        run(args)
+    except InputError as error:
+        log.say(f"error: {error}")
+        return 2
+    except BrokenPipeError:  # `cryon2n plan | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        log.say("interrupted")
+        return 130
+    return 0
+
+
+def _help(name: str) -> int:
+    width = max(map(len, STAGES))
+    lines = [f"  {stage:{width}}  {text}" for stage, (_, text) in STAGES.items()]
+    usage = "\n".join(["usage: cryon2n STAGE ...   (cryon2n STAGE --help for its arguments)", "", *lines])
+    if name in ("-h", "--help", "help"):
+        print(usage)
+        return 0
+    print(f"cryon2n: error: unknown stage {name!r}\n{usage}", file=sys.stderr)
+    return 2

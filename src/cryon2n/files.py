@@ -1,0 +1,182 @@
+"""Reading and writing files so that a half-written or damaged one is never taken for a good one."""
+
+import contextlib
+import csv
+import hashlib
+import json
+import os
+import socket
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import mrcfile
+import numpy as np
+
+from cryon2n import __version__
+from cryon2n.errors import InputError
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Give a temporary name beside `path`; rename it to `path` only if the block ends well.
+
+    The name holds host and process, so that two writers never share it.  The file is synced
+    before the rename, so that a power cut cannot leave a short file under the final name.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The ending stays last: writers such as matplotlib and numpy look at it.
+    temporary = path.with_name(f".{path.stem}.{socket.gethostname()}-{os.getpid()}.tmp{path.suffix}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as f:
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sha256_of(path: str | Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON atomically, readable and in the order given."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file; one that is missing or not JSON raises `InputError`."""
+    try:
+        return json.loads(Path(path).read_text())
+    except OSError as error:
+        raise InputError(f"{path}: cannot read ({error.strerror})") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error}); delete it and run its stage again") from None
+
+
+def write_table(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: list[str]) -> None:
+    """Write rows as a tab-separated table, atomically; floats with 6 significant digits."""
+
+    def text(value: Any) -> str:
+        return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+    lines = ["\t".join(columns)] + ["\t".join(text(row[c]) for c in columns) for row in rows]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def read_table(path: str | Path, required: Iterable[str]) -> list[dict[str, str]]:
+    """Read a tab-separated table (lines that start with ``#`` are comments) with checked columns."""
+    try:
+        with open(path, newline="") as f:
+            reader = csv.DictReader((line for line in f if not line.startswith("#")), delimiter="\t")
+            rows = list(reader)
+            found = reader.fieldnames or []
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the table ({error.strerror})") from None
+    missing = [c for c in required if c not in found]
+    if missing:
+        raise InputError(
+            f"{path}: column {', '.join(map(repr, missing))} is missing (found: {', '.join(found)}); "
+            "the table is tab-separated with a header line"
+        )
+    for number, row in enumerate(rows, start=1):
+        if None in row or None in row.values():
+            raise InputError(f"{path}: row {number} has not the {len(found)} columns of the header")
+    return rows
+
+
+def read_mrc(path: str | Path) -> tuple[np.ndarray, float | None]:
+    """Read a whole MRC file as float32.
+
+    Returns
+    -------
+    data : ndarray, shape (h, w) or (n, h, w), float32
+    pixel_size : float or None
+        In Å; None where the header holds none.
+
+    Raises
+    ------
+    InputError
+        The file is missing, not MRC, truncated, or holds NaN or infinity.
+    """
+    with open_mrc(path) as mrc:
+        data = np.asarray(frame_data(mrc.data), dtype=np.float32)
+        pixel_size = header_pixel_size(mrc)
+    if data.ndim == 3 and data.shape[0] == 1:
+        data = data[0]
+    if not np.isfinite(data).all():
+        bad = int(data.size - np.count_nonzero(np.isfinite(data)))
+        raise InputError(f"{path}: {bad} pixels are NaN or infinite; wanted finite values: repair or leave out the file")
+    return data, pixel_size
+
+
+@contextlib.contextmanager
+def open_mrc(path: str | Path) -> Iterator[mrcfile.mrcfile.MrcFile]:
+    """Open an MRC file memory-mapped (compressed ones in memory); damage raises `InputError`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # harmless header oddities; the errors below stay errors
+            if str(path).endswith((".gz", ".bz2")):
+                mrc = mrcfile.open(path, mode="r")
+            else:
+                mrc = mrcfile.mmap(path, mode="r")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(
+            f"{path}: not a complete MRC file ({str(error).rstrip('.')}); copy or fetch it again"
+        ) from None
+    try:
+        yield mrc
+    finally:
+        mrc.close()
+
+
+def frame_data(data: np.ndarray) -> np.ndarray:
+    """Give 8-bit data as unsigned: counted frames exceed 127 and MRC mode 0 hides the sign."""
+    return data.view(np.uint8) if data.dtype == np.int8 else data
+
+
+def header_pixel_size(mrc: mrcfile.mrcfile.MrcFile) -> float | None:
+    """Return the pixel size in Å from an open MRC file's header, or None if it holds none."""
+    size = float(mrc.voxel_size.x)
+    return size if np.isfinite(size) and size > 0 else None
+
+
+def write_mrc(path: str | Path, data: np.ndarray, pixel_size: float, label: str = "") -> None:
+    """Write an MRC file atomically.
+
+    Parameters
+    ----------
+    path : path
+    data : ndarray, shape (h, w) or (n, h, w)
+        float32, float16 or uint8; uint8 is stored in mode 0, as counted movies are on EMPIAR.
+    pixel_size : float
+        In Å.
+    label : str
+        Added to the header beside the program's name.
+    """
+    if data.dtype == np.uint8:
+        data = data.view(np.int8)
+    with atomic_path(path) as temporary:
+        with mrcfile.new(temporary, overwrite=True) as mrc:
+            mrc.set_data(np.ascontiguousarray(data))
+            if data.ndim == 3:
+                mrc.set_image_stack()
+            mrc.voxel_size = pixel_size
+            mrc.header.label[0] = f"cryon2n {__version__} {label}"[:80].encode()
+            mrc.header.nlabl = 1
+            if data.dtype == np.int8:
+                mrc.header.imodStamp = 1146047817  # IMOD's mark, with flag 0: the bytes are unsigned
+                mrc.header.imodFlags = 0
