@@ -77,12 +77,12 @@ def load_truth(directory: str | Path, pair: Pair) -> Truth:
     except (KeyError, TypeError, ZeroDivisionError) as error:
         raise InputError(
             f"{path}: cannot be brought to the halves' units ({error!r}); wanted trajectory_A, particles and "
-            f"particle_radius_A in its JSON, bin and n_frames in the record of {pair.name}: or score without --truth"
+            f"particle_radius_A in its JSON, bin and n_frames in {pair.name}'s record; or leave out --truth"
         ) from None
     counts = fourier.fourier_crop(raw, bin) * np.float32(bin**2)
     if counts.shape != pair.a.shape:
         raise InputError(
-            f"{path}: {raw.shape} pixels make {counts.shape} at bin {bin}, but the halves have {pair.a.shape}; "
+            f"{path}: {raw.shape} pixels make {counts.shape} at bin {bin}, the halves have {pair.a.shape}; "
             "use the truth of these movies"
         )
     sides = {side: pair.from_units(counts * np.float32(share[side]), side) for side in "ab"}
@@ -285,7 +285,7 @@ def _run_summarise(args: argparse.Namespace) -> None:
             f"the scores are of methods {', '.join(sorted(scores))} but the rings of "
             f"{', '.join(sorted(powers))}; give both tables of each method"
         )
-    if args.reference not in scores:
+    if args.reference and args.reference not in scores:
         log.say(f"reference {args.reference} is none of the methods ({', '.join(scores)}): deltas are nan")
     if len(names) == 1:
         log.say(f"only one micrograph ({names[0]}): confidence intervals are nan")

@@ -229,7 +229,7 @@ class _Download:
         """Append the response's bytes as they come; `Again` if they end early."""
         begin, began = self.position, time.monotonic()
         progress = log.Progress(math.ceil(total / 1e6), "MB", start=round(begin / 1e6))
-        reason = "the connection ended early"
+        reason, rate = "the connection ended early", 0.0
         header_due = self.mrc
         try:
             for chunk in response.raw.stream(CHUNK, decode_content=False):
@@ -249,6 +249,7 @@ class _Download:
             raise Again(
                 f"{reason} (at {_mb(self.position)} of {_mb(total)})", progressed=self.position > begin
             )
+        progress.update(progress.total, f"{rate:.1f} MB/s")
 
     def _append(self, chunk: bytes) -> None:
         view = memoryview(chunk)

@@ -117,7 +117,9 @@ def read_mrc(path: str | Path) -> tuple[np.ndarray, float | None]:
         data = data[0]
     if not np.isfinite(data).all():
         bad = int(data.size - np.count_nonzero(np.isfinite(data)))
-        raise InputError(f"{path}: {bad} pixels are NaN or infinite; wanted finite values: repair or leave out the file")
+        raise InputError(
+            f"{path}: {bad} pixels are NaN or infinite; wanted finite values: repair or leave out the file"
+        )
     return data, pixel_size
 
 

@@ -43,7 +43,9 @@ def settings_from_arguments(cls: type[T], args: argparse.Namespace) -> T:
         try:
             text = Path(text).read_text()
         except OSError as error:
-            raise InputError(f"{where}: cannot read the settings ({error.strerror}); give a YAML file") from None
+            raise InputError(
+                f"{where}: cannot read the settings ({error.strerror}); give a YAML file"
+            ) from None
     values = _parse_mapping(text, where)
     for pair in args.set:
         name, sep, value = pair.partition("=")
@@ -88,6 +90,8 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         if origin is tuple and isinstance(value, (list, tuple)):
             inner = typing.get_args(option)[0]
             return tuple(_convert(v, inner, where) for v in value)
+        if origin is dict and isinstance(value, dict):
+            return value
         if origin in (int, str, bool) and type(value) is origin:
             return value
     wanted = " or ".join(getattr(o, "__name__", str(o)) for o in options)

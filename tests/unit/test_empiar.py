@@ -49,7 +49,8 @@ Asked = namedtuple("Asked", "method path start status sent")
 class Site(http.server.ThreadingHTTPServer):
     """Serves `contents` (path → bytes, or a redirect's target as str), one of `faults` per GET request.
 
-    A fault is ``(kind, value)``: ``status`` code; ``drop``, ``reset`` or ``stall`` after so many bytes.
+    A fault is ``(kind, value)``: a ``status``; ``drop``, ``reset`` or ``stall`` after so many bytes;
+    ``cut``, a drop at that position of the file wherever the request begins.
     """
 
     daemon_threads = True
@@ -62,6 +63,7 @@ class Site(http.server.ThreadingHTTPServer):
         self.faults: list[tuple[str, int]] = []
         self.ranges = self.obeys_if_range = self.tells_length = True
         self.every: tuple[str, int] | None = None  # the fault of every request
+        self.shift = 0  # how far from the wanted byte a range begins
         self.seconds_per_chunk = 0.0
         self.before = lambda number: None  # called with each request's number
         self.asked: list[Asked] = []
@@ -106,6 +108,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         start, status = self.range_start(len(content)), 200
         if start is not None:
+            start += site.shift
             status = 206 if start < len(content) else 416
         begin = len(site.asked)
         body = content[start or 0 :]
@@ -125,7 +128,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        # "cut" is a drop at an absolute position of the file, whatever the range.
         stop = {"drop": value, "reset": value, "stall": value, "cut": max(0, value - (start or 0))}.get(
             fault, len(body)
         )
@@ -362,6 +364,14 @@ def test_file_that_changes_is_fetched_anew(site, movie, out, tmp_path, obeys, va
     fetch(site.base + URL_PATH, out, settings=FAST)
     assert out.read_bytes() == changed
     assert site.asked[-1].start == 0
+
+
+def test_answer_with_another_range_is_not_appended(site, movie, out):
+    site.shift = 512
+    site.faults = [("drop", 100_000)]
+    fetch(site.base + URL_PATH, out, settings=FAST)
+    assert out.read_bytes() == movie
+    assert [(a.start, a.status) for a in site.asked] == [(0, 200), (100_512, 206), (0, 200)]
 
 
 def test_file_that_shrinks_below_what_is_there(site, movie, out, tmp_path):
@@ -734,6 +744,7 @@ def test_unsafe_names_in_a_listing(replica, tmp_path, cryon2n):
         ".hidden.mrc",
         "-rf.mrc",
         "$(id).mrc",
+        "a..b.mrc",
         "d/e.mrc",
     ]
     replica.contents["/data/10025/data/raw/"] = listing("a.frames.mrc", *evil, "https://example.com/x.mrc")
@@ -768,7 +779,7 @@ def test_references_are_no_movies():
 
 def test_micrograph_names():
     assert micrograph_name("14sep05c_1es.frames.mrc") == micrograph_name("14sep05c_1es.mrc") == "14sep05c_1es"
-    with pytest.raises(InputError, match="mic.tif"):
+    with pytest.raises(InputError, match=r"mic\.tif"):
         micrograph_name("mic.tif")
 
 
@@ -788,7 +799,7 @@ def test_replies_that_are_no_entry(text):
 def test_image_set_that_is_not_there():
     metadata = {"imagesets": [{"name": "Averages", "category": "micrographs - single frame"}]}
     for name in ("Raw", None):
-        with pytest.raises(InputError, match="'Averages'.*--image-set"):
+        with pytest.raises(InputError, match=r"'Averages'.*--image-set"):
             choose_image_set(metadata, name, "api")
     with pytest.raises(InputError, match="none"):
         choose_image_set({"imagesets": None}, None, "api")

@@ -1,0 +1,51 @@
+# The way of the data, in the order in which it goes.  Rules live in workflow/rules, one stage a file;
+# settings in config/ (every key: config/README.md); what each file holds: docs/data-guide.md.
+from snakemake.utils import min_version, validate
+
+min_version("9.19")
+
+
+configfile: "config/config.yaml"
+
+
+validate(config, "workflow/schemas/config.schema.yaml")
+
+
+report: "workflow/report/workflow.rst"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/fetch.smk"
+include: "workflow/rules/halves.smk"
+include: "workflow/rules/shards.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/denoise.smk"
+include: "workflow/rules/compare.smk"
+include: "workflow/rules/report.smk"
+
+
+onstart:
+    print_plan()
+
+
+rule all:
+    default_target: True
+    input:
+        f"results/{config['dataset']}/report.html",
+
+
+rule denoise_all:
+    # Every micrograph of the data set, with every model of the config.
+    input:
+        estimates(MODELS, MICROGRAPHS),
+
+
+rule halves_all:
+    # Halves and their audit, and nothing after them.
+    input:
+        f"results/{config['dataset']}/halves/audit.tsv",
+
+
+rule train_all:
+    input:
+        collect("results/{dataset}/models/{model}/weights.safetensors", dataset=config["dataset"], model=MODELS),

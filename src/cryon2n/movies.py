@@ -1,0 +1,155 @@
+"""Reading raw movies: frames corrected by dark and gain, defects found and repaired."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from cryon2n import files
+from cryon2n.errors import InputError
+
+
+@dataclass(frozen=True)
+class Movie:
+    """An open movie and its references.
+
+    Attributes
+    ----------
+    path : Path
+    frames : ndarray, shape (n_frames, h, w)
+        Raw counts, memory-mapped.
+    gain : ndarray, shape (h, w), or None
+        Multiplies a dark-subtracted frame.
+    dark : ndarray, shape (h, w), or None
+    pixel_size : float or None
+        Å, from the header; None where the header holds none.
+    """
+
+    path: Path
+    frames: np.ndarray
+    gain: np.ndarray | None
+    dark: np.ndarray | None
+    pixel_size: float | None
+
+    def corrected(self, index: int) -> np.ndarray:
+        """Return frame `index`, dark-subtracted and gain-multiplied, shape (h, w), float32."""
+        frame = self.frames[index].astype(np.float32)
+        if not np.isfinite(frame).all():
+            raise InputError(
+                f"{self.path}: frame {index} holds NaN or infinite values; wanted finite counts: "
+                "write the movie again or leave it out of the sheet"
+            )
+        if self.dark is not None:
+            frame -= self.dark
+        if self.gain is not None:
+            frame *= self.gain
+        return frame
+
+
+@contextlib.contextmanager
+def open_movie(
+    path: str | Path, gain: str | Path | None = None, dark: str | Path | None = None
+) -> Iterator[Movie]:
+    """Open a movie with its references and check that they belong together.
+
+    Parameters
+    ----------
+    path : path
+        MRC or MRCS, ``(n_frames, h, w)``; 8-bit data are taken as unsigned counts.
+    gain, dark : path, optional
+        References ``(h, w)`` of the same detector, in the movie's orientation.
+
+    Raises
+    ------
+    InputError
+        Truncated file, a single image instead of frames, or a reference of another shape.
+    """
+    path = Path(path)
+    with files.open_mrc(path) as mrc:
+        frames = files.frame_data(mrc.data)
+        if frames.ndim != 3 or frames.shape[0] < 2:
+            raise InputError(
+                f"{path}: holds {'one image' if frames.ndim == 2 else f'{frames.shape[0]} frame(s)'}; "
+                "Noise2Noise needs a movie of at least 2 frames (an average cannot be split)"
+            )
+        references = {}
+        for name, reference in {"gain": gain, "dark": dark}.items():
+            references[name] = (
+                None if reference is None else _read_reference(reference, name, frames.shape[1:], path)
+            )
+        yield Movie(path, frames, references["gain"], references["dark"], files.header_pixel_size(mrc))
+
+
+def _read_reference(path: str | Path, name: str, shape: tuple[int, ...], movie: Path) -> np.ndarray:
+    data, _ = files.read_mrc(path)
+    if data.shape != shape:
+        hint = "; it is turned by 90 degrees: rotate it" if data.shape == shape[::-1] else ""
+        raise InputError(
+            f"{path}: the {name} reference has shape {data.shape}, but the frames of {movie} have {shape}; "
+            f"give the {name} reference of this detector and binning{hint}"
+        )
+    return data
+
+
+def find_defects(movie: Movie, n_sigma: float = 7.0) -> np.ndarray:
+    """Find pixels that cannot be trusted: hot, dead, or without gain.
+
+    A pixel is a defect where the sum over all frames stands more than `n_sigma` robust standard
+    deviations (1.4826 MAD) from the local mean, or its gain is not positive.  One molecule's
+    contrast is far below that; a hot pixel would pull the alignment to zero shift and would be the
+    same in both halves.
+
+    Returns
+    -------
+    defects : ndarray of bool, shape (h, w)
+    """
+    total = np.zeros(movie.frames.shape[1:], np.float32)
+    for index in range(movie.frames.shape[0]):
+        total += movie.corrected(index)
+    defects = np.zeros(total.shape, bool)
+    if movie.gain is not None:
+        defects |= movie.gain <= 0
+    # Twice, so that very hot pixels do not lift the local mean that judges their neighbours.
+    for _ in range(2):
+        flat = np.where(defects, np.median(total), total)
+        deviation = total - ndimage.uniform_filter(flat, 65, mode="nearest")
+        good = deviation[~defects]
+        sigma = 1.4826 * np.median(np.abs(good - np.median(good)))
+        defects |= np.abs(deviation) > n_sigma * max(float(sigma), 1e-6)
+    return defects
+
+
+class Repair:
+    """Replace defect pixels of a frame by the mean of their good neighbours.
+
+    Neighbours of the *same* frame, so that frames stay independent of each other.
+
+    Parameters
+    ----------
+    defects : ndarray of bool, shape (h, w)
+    """
+
+    def __init__(self, defects: np.ndarray):
+        self.defects = defects
+        self.where = np.argwhere(defects)
+        h, w = defects.shape
+        self.neighbours = []
+        for y, x in self.where:
+            for radius in (1, 2, 4, 8, 16, 32):  # grows until a good pixel is found (dead columns, blocks)
+                box = (
+                    slice(max(y - radius, 0), min(y + radius + 1, h)),
+                    slice(max(x - radius, 0), min(x + radius + 1, w)),
+                )
+                good = ~defects[box]
+                if np.count_nonzero(good) >= 3:
+                    break
+            self.neighbours.append((box, good))
+
+    def __call__(self, frame: np.ndarray) -> np.ndarray:
+        """Repair `frame`, shape (h, w), in place and return it."""
+        values = [frame[box][good].mean() if good.any() else 0.0 for box, good in self.neighbours]
+        frame[tuple(self.where.T)] = values
+        return frame

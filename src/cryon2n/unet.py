@@ -1,0 +1,155 @@
+"""The denoising network: a bias-free U-Net behind a space-to-depth stem.
+
+Folding ``r × r`` pixels into channels lets the network work on an r times coarser grid, where wide
+layers are cheap and a few of them see far.  Without additive constants ``f(s x) = s f(x)``: grey
+levels never drift, and the network carries over to other noise levels (Mohan et al., ICLR 2020,
+arXiv 1906.05478).  Down-sampling is by averaging and up-sampling bilinear, both free of aliasing
+and of checkerboards.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional as F
+
+from cryon2n import files
+from cryon2n.errors import InputError
+from cryon2n.settings import build
+
+
+@dataclass(frozen=True)
+class NetSettings:
+    """Shape of the network.
+
+    Attributes
+    ----------
+    stride : int
+        Pixels folded into channels along each axis (space to depth).
+    channels : tuple of int
+        Channels of each level, fine to coarse; each level halves the grid.
+    blocks : int
+        Residual blocks per level, on the way down and on the way up.
+    """
+
+    stride: int = 4
+    channels: tuple[int, ...] = (64, 96, 128)
+    blocks: int = 1
+
+    def __post_init__(self) -> None:
+        if self.stride < 1 or self.blocks < 1 or not self.channels or min(self.channels) < 1:
+            raise InputError(
+                f"network settings: found stride {self.stride}, channels {self.channels}, blocks {self.blocks}; "
+                "wanted whole numbers of 1 or more"
+            )
+
+
+class Block(nn.Module):
+    """Residual block ``x + conv(act(conv(x)))``; its second convolution starts at zero, so it starts as identity."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.first = _conv(channels, channels)
+        self.second = _conv(channels, channels, zero=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (n, c, h, w) to the same shape."""
+        return x + self.second(F.leaky_relu(self.first(x), 0.1))
+
+
+class UNet(nn.Module):
+    """Denoiser (n, 1, h, w) → (n, 1, h, w); h and w must be multiples of `grid`.
+
+    The untrained network returns zero: the last convolution starts at zero, which together with
+    identity blocks keeps the first steps of training tame.
+
+    Parameters
+    ----------
+    settings : NetSettings
+    """
+
+    def __init__(self, settings: NetSettings):
+        super().__init__()
+        self.settings = settings
+        c, folded = settings.channels, settings.stride**2
+        self.stem = _conv(folded, c[0])
+        self.down = nn.ModuleList(_blocks(width, settings.blocks) for width in c)
+        self.widen = nn.ModuleList(_conv(c[i], c[i + 1], 1) for i in range(len(c) - 1))
+        self.narrow = nn.ModuleList(_conv(c[i + 1], c[i], 1) for i in range(len(c) - 1))
+        self.up = nn.ModuleList(_blocks(width, settings.blocks) for width in c[:-1])
+        self.head = _conv(c[0], folded, zero=True)
+
+    @property
+    def grid(self) -> int:
+        """Pixels of which the sides of an input must be a multiple."""
+        return self.settings.stride * 2 ** (len(self.settings.channels) - 1)
+
+    @property
+    def reach(self) -> int:
+        """Pixels; an output pixel never depends on input further away than this (a bound, rounded up)."""
+        s, levels = self.settings, len(self.settings.channels)
+        cells = 2.0  # stem and head, one cell of the finest grid each
+        for level in range(levels):
+            # Blocks on the way down and (but for the coarsest) up, two 3 x 3 convolutions each; below
+            # them averaging (the rest of the coarse cell) and bilinear interpolation (one coarse cell).
+            passes = 1 if level == levels - 1 else 2
+            cells += 2.0**level * (2 * s.blocks * passes + (2 if level else 0))
+        return int(cells * s.stride) + s.stride
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Denoise (n, 1, h, w)."""
+        x = F.leaky_relu(self.stem(F.pixel_unshuffle(x, self.settings.stride)), 0.1)
+        skips = []
+        for level, blocks in enumerate(self.down):
+            if level:
+                skips.append(x)
+                x = self.widen[level - 1](F.avg_pool2d(x, 2))
+            x = blocks(x)
+        for level in reversed(range(len(skips))):
+            # Narrowing before interpolating costs a quarter of it afterwards and commutes with it.
+            x = F.interpolate(self.narrow[level](x), scale_factor=2, mode="bilinear", align_corners=False)
+            x = self.up[level](x + skips[level])
+        return F.pixel_shuffle(self.head(x), self.settings.stride)
+
+
+def _conv(c_in: int, c_out: int, size: int = 3, zero: bool = False) -> nn.Conv2d:
+    """Bias-free convolution; variance-keeping start (He et al. 2015), or zero."""
+    conv = nn.Conv2d(c_in, c_out, size, padding=size // 2, bias=False)
+    if zero:
+        nn.init.zeros_(conv.weight)
+    else:
+        nn.init.kaiming_normal_(conv.weight, a=0.1, nonlinearity="leaky_relu")
+    return conv
+
+
+def _blocks(channels: int, n: int) -> nn.Sequential:
+    return nn.Sequential(*(Block(channels) for _ in range(n)))
+
+
+def save_weights(path: str | Path, net: UNet, card: dict[str, str]) -> None:
+    """Write weights as safetensors, with the network's shape and a card (text values) in the header."""
+    metadata = {"net": json.dumps(asdict(net.settings)), **card}
+    with files.atomic_path(path) as temporary:
+        save_file({k: v.contiguous().cpu() for k, v in net.state_dict().items()}, temporary, metadata)
+
+
+def load_weights(path: str | Path, device: torch.device | str = "cpu") -> tuple[UNet, dict[str, Any]]:
+    """Load a network from safetensors; returns it in evaluation mode, and its card."""
+    try:
+        with safe_open(path, framework="pt") as f:
+            card = f.metadata() or {}
+            state = {key: f.get_tensor(key) for key in f.keys()}
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{path}: cannot read the weights ({error}); wanted a file that train-unet wrote"
+        ) from None
+    if "net" not in card:
+        raise InputError(f"{path}: holds no cryon2n network; wanted weights that train-unet wrote")
+    net = UNet(build(NetSettings, json.loads(card["net"]), str(path)))
+    net.load_state_dict(state)
+    return net.to(device).eval(), card

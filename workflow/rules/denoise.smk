@@ -1,0 +1,121 @@
+"""
+Denoised micrographs, one folder per method.
+
+REQUIRED INPUTS
+    results/{dataset}/halves/{mic}.json, and what the method needs: weights, a tuned filter, Topaz
+OUTPUTS
+    results/{dataset}/denoised/{method}/{mic}.mrc, {mic}_a.mrc, {mic}_b.mrc, {mic}_full.mrc, {mic}_noise.mrc
+"""
+
+
+rule denoise_micrograph:
+    input:
+        weights="results/{dataset}/models/{method}/weights.safetensors",
+        record="results/{dataset}/halves/{mic}.json",
+        halves=multiext("results/{dataset}/halves/{mic}", "_a.mrc", "_b.mrc"),
+    output:
+        multiext("results/{dataset}/denoised/{method}/{mic}", *ESTIMATES),
+    log:
+        "logs/denoise_micrograph/{dataset}/{method}/{mic}.log",
+    benchmark:
+        "benchmarks/jobs/denoise_micrograph/{dataset}/{method}/{mic}.tsv"
+    wildcard_constraints:
+        method="|".join(map(re.escape, MODELS)),
+    conda:
+        "../../envs/cryon2n.yaml"
+    threads: 2
+    resources:
+        gpu=GPU,
+        mem="8GB",
+        runtime="30m",
+    params:
+        directory=subpath(output[0], parent=True),
+        device=DEVICE,
+        code=code_version("denoise.py", "unet.py", "device.py", "pair.py", "halves.py", "movies.py", "motion.py", "fourier.py"),
+    shell:
+        "cryon2n denoise-micrograph --weights {input.weights:q} --halves {input.record:q} --out {params.directory:q} "
+        "--device {params.device} --threads {threads} 2>&1 | tee {log:q}"
+
+
+# Wiener is fitted like a model, on the training micrographs; one-setting filters are chosen on the validation ones.
+rule tune_filter:
+    input:
+        records=lambda wildcards: records("train" if wildcards.method == "wiener" else "val"),
+        halves=lambda wildcards: halves_of("train" if wildcards.method == "wiener" else "val"),
+    output:
+        filter="results/{dataset}/models/{method}/filter.json",
+    log:
+        "logs/tune_filter/{dataset}/{method}.log",
+    wildcard_constraints:
+        method="|".join(FILTERS),
+    conda:
+        "../../envs/cryon2n.yaml"
+    threads: 1
+    resources:
+        mem="4GB",
+        runtime="30m",
+    params:
+        code=code_version("filters.py", "fourier.py", "pair.py"),
+    shell:
+        "cryon2n tune-filter --method {wildcards.method} --halves {input.records:q} --filter {output.filter:q} "
+        "2>&1 | tee {log:q}"
+
+
+rule filter_micrograph:
+    input:
+        filter="results/{dataset}/models/{method}/filter.json",
+        record="results/{dataset}/halves/{mic}.json",
+        halves=multiext("results/{dataset}/halves/{mic}", "_a.mrc", "_b.mrc"),
+    output:
+        multiext("results/{dataset}/denoised/{method}/{mic}", *ESTIMATES),
+    log:
+        "logs/filter_micrograph/{dataset}/{method}/{mic}.log",
+    wildcard_constraints:
+        method="|".join(FILTERS),
+    conda:
+        "../../envs/cryon2n.yaml"
+    threads: 1
+    resources:
+        mem="4GB",
+        runtime="10m",
+    params:
+        directory=subpath(output[0], parent=True),
+        code=code_version("filters.py", "fourier.py", "pair.py"),
+    shell:
+        "cryon2n filter-micrograph --filter {input.filter:q} --halves {input.record:q} --out {params.directory:q} "
+        "2>&1 | tee {log:q}"
+
+
+rule denoise_topaz:
+    input:
+        env="results/topaz-env/ready.json",
+        record="results/{dataset}/halves/{mic}.json",
+        halves=multiext("results/{dataset}/halves/{mic}", "_a.mrc", "_b.mrc"),
+        model=branch(
+            lambda wildcards: wildcards.method == "topaz-trained",
+            then="results/{dataset}/models/topaz-trained/weights.sav",
+        ),
+    output:
+        multiext("results/{dataset}/denoised/{method}/{mic}", *ESTIMATES, ".json"),
+    log:
+        "logs/denoise_topaz/{dataset}/{method}/{mic}.log",
+    benchmark:
+        "benchmarks/jobs/denoise_topaz/{dataset}/{method}/{mic}.tsv"
+    wildcard_constraints:
+        method="|".join(TOPAZ),
+    conda:
+        "../../envs/cryon2n.yaml"
+    threads: 2
+    resources:
+        gpu=GPU,
+        mem="16GB",
+        runtime="1h",
+    params:
+        env=subpath(input.env, parent=True),
+        directory=subpath(output[0], parent=True),
+        model=lambda wildcards, input: optional("--model", input.model),
+        device=DEVICE,
+        code=code_version("topaz.py", "topaz_run.py", "pair.py"),
+    shell:
+        "cryon2n denoise-topaz --env {params.env:q} --method {wildcards.method} {params.model} --halves {input.record:q} "
+        "--out {params.directory:q} --device {params.device} --threads {threads} 2>&1 | tee {log:q}"

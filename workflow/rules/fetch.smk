@@ -1,0 +1,139 @@
+"""
+Raw movies and references, from wherever the config says.
+
+REQUIRED INPUTS
+    nothing (phantom), a movie sheet (empiar, movies); kind `halves` has no movies
+OUTPUTS
+    data/{dataset}/raw/{mic}.mrc, gain.mrc, dark.mrc; phantom also entry.json and truth/
+"""
+
+if KIND == "phantom":
+
+    rule simulate_references:
+        output:
+            gain="data/{dataset}/raw/gain.mrc",
+            dark="data/{dataset}/raw/dark.mrc",
+            entry="data/{dataset}/raw/entry.json",
+        log:
+            "logs/simulate_references/{dataset}.log",
+        benchmark:
+            "benchmarks/jobs/simulate_references/{dataset}.tsv"
+        conda:
+            "../../envs/cryon2n.yaml"
+        threads: 1
+        resources:
+            mem="2GB",
+            runtime="10m",
+        params:
+            settings=settings("source", "phantom"),
+            code=code_version("phantom.py", "phantom_stage.py"),
+        shell:
+            "cryon2n simulate-references --settings {params.settings:q} --gain {output.gain:q} --dark {output.dark:q} "
+            "--entry {output.entry:q} 2>&1 | tee {log:q}"
+
+    rule simulate_movie:
+        input:
+            gain="data/{dataset}/raw/gain.mrc",
+            dark="data/{dataset}/raw/dark.mrc",
+        output:
+            movie="data/{dataset}/raw/{mic}.mrc",
+            truth="data/{dataset}/truth/{mic}.mrc",
+            record="data/{dataset}/truth/{mic}.json",
+        log:
+            "logs/simulate_movie/{dataset}/{mic}.log",
+        benchmark:
+            "benchmarks/jobs/simulate_movie/{dataset}/{mic}.tsv"
+        conda:
+            "../../envs/cryon2n.yaml"
+        threads: 1
+        resources:
+            mem="4GB",
+            runtime="30m",
+        params:
+            settings=settings("source", "phantom"),
+            index=lambda wildcards: MICROGRAPHS.index(wildcards.mic),
+            code=code_version("phantom.py", "phantom_stage.py", "fourier.py"),
+        shell:
+            "cryon2n simulate-movie --settings {params.settings:q} --index {params.index} --name {wildcards.mic:q} "
+            "--gain {input.gain:q} --dark {input.dark:q} --movie {output.movie:q} --truth {output.truth:q} "
+            "--record {output.record:q} --threads {threads} 2>&1 | tee {log:q}"
+
+elif KIND == "empiar":
+
+    # No code version here: an edit of the downloader must not fetch 30 GB again.
+    rule fetch_movie:
+        output:
+            movie="data/{dataset}/raw/{mic}.mrc",
+        log:
+            "logs/fetch_movie/{dataset}/{mic}.log",
+        benchmark:
+            "benchmarks/jobs/fetch_movie/{dataset}/{mic}.tsv"
+        conda:
+            "../../envs/cryon2n.yaml"
+        localrule: True
+        threads: 1
+        resources:
+            downloads=1,
+            mem="1GB",
+            runtime="6h",
+        params:
+            url=lambda wildcards: STUDY.sources[wildcards.mic]["url"],
+            size=lambda wildcards: STUDY.sources[wildcards.mic]["size"],
+            sha256=lambda wildcards: STUDY.sources[wildcards.mic]["sha256"],
+            http="--allow-http" if config["source"]["empiar"]["allow_http"] else "",
+        shell:
+            "cryon2n fetch-movie --url {params.url:q} --size {params.size} --sha256 {params.sha256} {params.http} "
+            "--out {output.movie:q} 2>&1 | tee {log:q}"
+
+    rule fetch_reference:
+        output:
+            reference="data/{dataset}/raw/{reference}.mrc",
+        log:
+            "logs/fetch_reference/{dataset}/{reference}.log",
+        conda:
+            "../../envs/cryon2n.yaml"
+        wildcard_constraints:
+            reference="gain|dark",
+        localrule: True
+        threads: 1
+        resources:
+            downloads=1,
+            mem="1GB",
+            runtime="1h",
+        params:
+            url=lambda wildcards: STUDY.references[wildcards.reference],
+            http="--allow-http" if config["source"]["empiar"]["allow_http"] else "",
+        shell:
+            "cryon2n fetch-movie --url {params.url:q} {params.http} --out {output.reference:q} 2>&1 | tee {log:q}"
+
+elif KIND == "movies":
+
+    rule link_movie:
+        input:
+            movie=lambda wildcards: STUDY.sources[wildcards.mic]["path"],
+        output:
+            movie="data/{dataset}/raw/{mic}.mrc",
+        log:
+            "logs/link_movie/{dataset}/{mic}.log",
+        conda:
+            "../../envs/cryon2n.yaml"
+        localrule: True
+        threads: 1
+        shell:
+            'ln -sfv "$(realpath {input.movie:q})" {output.movie:q} > {log:q} 2>&1'
+
+    rule link_reference:
+        input:
+            reference=lambda wildcards: STUDY.references[wildcards.reference],
+        output:
+            reference="data/{dataset}/raw/{reference}.mrc",
+        log:
+            "logs/link_reference/{dataset}/{reference}.log",
+        conda:
+            "../../envs/cryon2n.yaml"
+        wildcard_constraints:
+            reference="gain|dark",
+        localrule: True
+        threads: 1
+        shell:
+            'ln -sfv "$(realpath {input.reference:q})" {output.reference:q} > {log:q} 2>&1'

@@ -1,0 +1,96 @@
+"""
+Two half micrographs with independent noise, and their audit.
+
+REQUIRED INPUTS
+    data/{dataset}/raw/{mic}.mrc, gain and dark if there are any; or a sheet of pairs (kind `halves`)
+OUTPUTS
+    results/{dataset}/halves/{mic}_a.mrc, {mic}_b.mrc, {mic}.json, audit.tsv, audit.png
+"""
+
+if KIND == "halves":
+
+    rule import_halves:
+        input:
+            a=lambda wildcards: STUDY.sources[wildcards.mic]["a"],
+            b=lambda wildcards: STUDY.sources[wildcards.mic]["b"],
+        output:
+            a="results/{dataset}/halves/{mic}_a.mrc",
+            b="results/{dataset}/halves/{mic}_b.mrc",
+            record="results/{dataset}/halves/{mic}.json",
+        log:
+            "logs/import_halves/{dataset}/{mic}.log",
+        benchmark:
+            "benchmarks/jobs/import_halves/{dataset}/{mic}.tsv"
+        conda:
+            "../../envs/cryon2n.yaml"
+        threads: 1
+        resources:
+            mem="4GB",
+            runtime="10m",
+        params:
+            about=lambda wildcards: STUDY.sources[wildcards.mic]["about"],
+            prefix=subpath(output.record, strip_suffix=".json"),
+            code=code_version("halves_import.py", "halves.py", "fourier.py", "pair.py", "motion.py", "movies.py"),
+        shell:
+            "cryon2n import-halves --a {input.a:q} --b {input.b:q} {params.about} --out {params.prefix:q} "
+            "2>&1 | tee {log:q}"
+
+else:
+
+    rule split_halves:
+        input:
+            movie="data/{dataset}/raw/{mic}.mrc",
+            gain=reference_file("gain"),
+            dark=reference_file("dark"),
+        output:
+            a="results/{dataset}/halves/{mic}_a.mrc",
+            b="results/{dataset}/halves/{mic}_b.mrc",
+            record="results/{dataset}/halves/{mic}.json",
+        log:
+            "logs/split_halves/{dataset}/{mic}.log",
+        benchmark:
+            "benchmarks/jobs/split_halves/{dataset}/{mic}.tsv"
+        conda:
+            "../../envs/cryon2n.yaml"
+        threads: 1
+        resources:
+            mem="8GB",
+            runtime="30m",
+        params:
+            settings=settings("halves"),
+            gain=lambda wildcards, input: optional("--gain", input.gain),
+            dark=lambda wildcards, input: optional("--dark", input.dark),
+            prefix=subpath(output.record, strip_suffix=".json"),
+            code=code_version("halves.py", "movies.py", "motion.py", "fourier.py", "pair.py"),
+        shell:
+            "cryon2n split-halves --movie {input.movie:q} {params.gain} {params.dark} --out {params.prefix:q} "
+            "--settings {params.settings:q} --threads {threads} 2>&1 | tee {log:q}"
+
+
+rule audit_halves:
+    input:
+        records=collect("results/{{dataset}}/halves/{mic}.json", mic=MICROGRAPHS),
+        halves=collect("results/{{dataset}}/halves/{mic}_{side}.mrc", mic=MICROGRAPHS, side=["a", "b"]),
+    output:
+        table="results/{dataset}/halves/audit.tsv",
+        figure=report(
+            "results/{dataset}/halves/audit.png",
+            caption="../report/audit.rst",
+            category="Halves",
+            labels={"What": "audit of the halves"},
+        ),
+    log:
+        "logs/audit_halves/{dataset}.log",
+    benchmark:
+        "benchmarks/jobs/audit_halves/{dataset}.tsv"
+    conda:
+        "../../envs/cryon2n.yaml"
+    threads: 1
+    resources:
+        mem="8GB",
+        runtime="1h",
+    params:
+        code=code_version("audit.py", "fourier.py", "pair.py"),
+    shell:
+        "cryon2n audit-halves --halves {input.records:q} --table {output.table:q} --figure {output.figure:q} "
+        "2>&1 | tee {log:q}"

@@ -1,0 +1,60 @@
+"""
+The plan before, the report after.
+
+REQUIRED INPUTS
+    tables, halves and denoised test micrographs
+OUTPUTS
+    results/{dataset}/plan.txt, report.html, gallery/index.html
+"""
+
+
+rule plan:
+    output:
+        text="results/{dataset}/plan.txt",
+    log:
+        "logs/plan/{dataset}.log",
+    conda:
+        "../../envs/cryon2n.yaml"
+    localrule: True
+    threads: 1
+    params:
+        config=json.dumps(config, sort_keys=True),
+        code=code_version("plan.py", "shards.py", "loaders.py", "empiar.py"),
+    shell:
+        "cryon2n plan --config-json {params.config:q} --out {output.text:q} 2>&1 | tee {log:q}"
+
+
+rule write_report:
+    input:
+        plan="results/{dataset}/plan.txt",
+        audit="results/{dataset}/halves/audit.tsv",
+        audit_figure="results/{dataset}/halves/audit.png",
+        summary="results/{dataset}/summary.tsv",
+        metrics="results/{dataset}/metrics.tsv",
+        curves="results/{dataset}/curves.tsv",
+        training=collect("results/{{dataset}}/models/{model}/metrics.json", model=MODELS),
+        history=collect("results/{{dataset}}/models/{model}/log.csv", model=MODELS),
+        denoised=estimates(METHODS, SPLIT["test"]),
+        records=records("test"),
+        truth=truth_of(SPLIT["test"]),
+    output:
+        report="results/{dataset}/report.html",
+        gallery="results/{dataset}/gallery/index.html",
+    log:
+        "logs/write_report/{dataset}.log",
+    benchmark:
+        "benchmarks/jobs/write_report/{dataset}.tsv"
+    conda:
+        "../../envs/cryon2n.yaml"
+    threads: 1
+    resources:
+        mem="8GB",
+        runtime="30m",
+    params:
+        config=json.dumps(config, sort_keys=True),
+        results="results/{dataset}",
+        truth=f"--truth data/{DATASET}/truth" if KIND == "phantom" else "",
+        code=code_version("report.py", "figures.py", "plan.py"),
+    shell:
+        "cryon2n write-report --config-json {params.config:q} --results {params.results:q} --test {input.records:q} "
+        "{params.truth} --report {output.report:q} --gallery {output.gallery:q} 2>&1 | tee {log:q}"

@@ -1,0 +1,37 @@
+"""
+Patch shards of the training micrographs.
+
+REQUIRED INPUTS
+    results/{dataset}/halves/ of the training micrographs
+OUTPUTS
+    results/{dataset}/shards/train_a.npy, train_b.npy, manifest.json
+"""
+
+
+rule write_shards:
+    input:
+        records=records("train"),
+        halves=halves_of("train"),
+    output:
+        manifest="results/{dataset}/shards/manifest.json",
+        a="results/{dataset}/shards/train_a.npy",
+        b="results/{dataset}/shards/train_b.npy",
+    log:
+        "logs/write_shards/{dataset}.log",
+    benchmark:
+        "benchmarks/jobs/write_shards/{dataset}.tsv"
+    conda:
+        "../../envs/cryon2n.yaml"
+    threads: 1
+    resources:
+        mem="8GB",
+        runtime="2h",
+    params:
+        settings=settings("shards"),
+        directory=subpath(output.manifest, parent=True),
+        val=SPLIT["val"],
+        test=SPLIT["test"],
+        code=code_version("shards.py", "pair.py"),
+    shell:
+        "cryon2n write-shards --train {input.records:q} --val {params.val:q} --test {params.test:q} "
+        "--out {params.directory:q} --settings {params.settings:q} 2>&1 | tee {log:q}"

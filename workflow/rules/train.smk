@@ -1,0 +1,90 @@
+"""
+Training: our models, and Topaz by its own recipe on the same halves.
+
+REQUIRED INPUTS
+    results/{dataset}/shards/manifest.json, halves of the validation micrographs
+OUTPUTS
+    results/{dataset}/models/{model}/weights.safetensors, metrics.json, log.csv
+    results/topaz-env/ready.json, results/{dataset}/models/topaz-trained/weights.sav, record.json
+"""
+
+
+# The manifest holds the shards' checksums; checkpoints/last.ckpt beside the weights is not declared,
+# so that it survives a failure and the next run goes on from it.
+rule train_unet:
+    input:
+        manifest="results/{dataset}/shards/manifest.json",
+        val=records("val"),
+        val_halves=halves_of("val"),
+    output:
+        weights="results/{dataset}/models/{model}/weights.safetensors",
+        metrics="results/{dataset}/models/{model}/metrics.json",
+        history="results/{dataset}/models/{model}/log.csv",
+    log:
+        "logs/train_unet/{dataset}/{model}.log",
+    benchmark:
+        "benchmarks/jobs/train_unet/{dataset}/{model}.tsv"
+    conda:
+        "../../envs/cryon2n.yaml"
+    threads: 16
+    resources:
+        gpu=GPU,
+        mem="32GB",
+        runtime="8h",
+    params:
+        settings=lambda wildcards: settings("models", wildcards.model),
+        device=DEVICE,
+        code=code_version("train.py", "unet.py", "loaders.py", "shards.py", "denoise.py", "device.py", "pair.py"),
+    shell:
+        "cryon2n train-unet --manifest {input.manifest:q} --val {input.val:q} --weights {output.weights:q} "
+        "--metrics {output.metrics:q} --history {output.history:q} --device {params.device} --threads {threads} "
+        "--settings {params.settings:q} 2>&1 | tee {log:q}"
+
+
+# Topaz is GPL software with its own needs: a program in an environment of its own, never imported.
+rule build_topaz_env:
+    input:
+        pins="envs/topaz.txt",
+        script="envs/topaz.sh",
+    output:
+        ready="results/topaz-env/ready.json",
+    log:
+        "logs/build_topaz_env.log",
+    conda:
+        "../../envs/cryon2n.yaml"
+    localrule: True
+    threads: 1
+    params:
+        directory=subpath(output.ready, parent=True),
+    shell:
+        'bash {input.script:q} {params.directory:q} --python "$(command -v python)" 2>&1 | tee {log:q}'
+
+
+rule train_topaz:
+    input:
+        env="results/topaz-env/ready.json",
+        records=records("train"),
+        halves=halves_of("train"),
+    output:
+        model="results/{dataset}/models/topaz-trained/weights.sav",
+        record="results/{dataset}/models/topaz-trained/record.json",
+    log:
+        "logs/train_topaz/{dataset}.log",
+    benchmark:
+        "benchmarks/jobs/train_topaz/{dataset}.tsv"
+    conda:
+        "../../envs/cryon2n.yaml"
+    threads: 16
+    resources:
+        gpu=GPU,
+        mem="32GB",
+        runtime="24h",
+    params:
+        env=subpath(input.env, parent=True),
+        settings=settings("topaz", "train"),
+        device=DEVICE,
+        code=code_version("topaz.py", "topaz_run.py", "pair.py"),
+    shell:
+        "cryon2n train-topaz --env {params.env:q} --halves {input.records:q} --model {output.model:q} "
+        "--record {output.record:q} --settings {params.settings:q} --device {params.device} --threads {threads} "
+        "2>&1 | tee {log:q}"
