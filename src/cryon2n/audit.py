@@ -1,4 +1,4 @@
-"""Audit of the halves: are their noises independent and alike, and do they belong together?
+"""Audit of the halves: whether their noises are independent and alike, and whether they belong together.
 
 Everything that follows (training, every score without truth) rests on the halves' independence.
 """
@@ -122,8 +122,7 @@ def high_pass_correlation(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     """
     spectra = [fourier.windowed_spectrum(v, edge=16) for v in (x, y)]
     sums = [
-        fourier.ring_sums(fourier.cross_power(spectra[i], spectra[j]), x.shape)
-        for i, j in ((0, 1), (0, 0), (1, 1))
+        fourier.ring_sums(fourier.cross_power(spectra[i], spectra[j]), x.shape) for i, j in ((0, 1), (0, 0), (1, 1))
     ]
     counts = fourier.ring_counts(x.shape)
     band = slice(len(counts) // 8, len(counts))
@@ -184,13 +183,9 @@ def draw(rows: list[dict[str, Any]], curves: list[tuple[np.ndarray, np.ndarray]]
         )
     for threshold in (0.5, 0.143):
         left.axhline(threshold, color="0.5", lw=0.8, ls=":")
-    left.set(
-        xlabel="spatial frequency (1/Å)", ylabel="FRC of the raw halves", ylim=(-0.1, 1.02), xlim=(0, None)
-    )
+    left.set(xlabel="spatial frequency (1/Å)", ylabel="FRC of the raw halves", ylim=(-0.1, 1.02), xlim=(0, None))
     right.axvspan(-BEYOND_Z, BEYOND_Z, color="0.93")
-    right.scatter(
-        [r["frc_beyond_z"] for r in rows], range(len(rows)), s=14, label="a with its own b, high frequencies"
-    )
+    right.scatter([r["frc_beyond_z"] for r in rows], range(len(rows)), s=14, label="a with its own b, high frequencies")
     right.scatter(
         [r["cross_correlation_z"] for r in rows],
         range(len(rows)),
@@ -218,16 +213,14 @@ def _run(args: argparse.Namespace) -> None:
     broken = [row["micrograph"] for row in rows if row["frc_beyond"] > 0.5]
     if broken:
         raise InputError(
-            f"{', '.join(broken)}: the halves' noises are correlated (FRC {max(r['frc_beyond'] for r in rows):.2f} at the "
-            "highest frequencies; independent noise gives 0); the same frames are in both halves, or a fixed pattern: "
+            f"{', '.join(broken)}: the halves' noises are correlated (FRC {max(r['frc_beyond'] for r in rows):.2f} "
+            "at the highest frequencies; independent noise gives 0); the same frames are in both halves, or a fixed pattern: "
             "make the halves again or leave these micrographs out"
         )
     draw(rows, curves, args.figure)
     files.write_table(args.table, rows, COLUMNS)
     worst = max(abs(row["frc_beyond_z"]) for row in rows)
-    log.say(
-        f"{len(rows)} micrographs, {sum(r['flags'] != 'ok' for r in rows)} flagged, worst |z| beyond {worst:.1f}"
-    )
+    log.say(f"{len(rows)} micrographs, {sum(r['flags'] != 'ok' for r in rows)} flagged, worst |z| beyond {worst:.1f}")
 
 
 COMMANDS = {"audit-halves": (_add_arguments, _run)}

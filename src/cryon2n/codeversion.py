@@ -39,11 +39,7 @@ def essential(source: str) -> str:
         if not isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             continue
         first = node.body[0] if node.body else None
-        if (
-            isinstance(first, ast.Expr)
-            and isinstance(first.value, ast.Constant)
-            and isinstance(first.value.value, str)
-        ):
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
             for row in range(first.lineno - 1, first.end_lineno or first.lineno):
                 lines[row] = ""
     return "\n".join(line.rstrip() for line in lines if line.strip())

@@ -130,9 +130,7 @@ def read_labels(path: str | Path) -> dict[str, Particles]:
 # ---------------------------------------------------------------------------- scores
 
 
-def unbiased_scores(
-    pair: Pair, estimates: Mapping[str, np.ndarray], peak: float
-) -> dict[tuple[str, str], float]:
+def unbiased_scores(pair: Pair, estimates: Mapping[str, np.ndarray], peak: float) -> dict[tuple[str, str], float]:
     """Return the metrics of a denoised half against the other half; `peak` is uPSNR's range."""
     a, b, fa, fb = (x[pair.valid] for x in (pair.a, pair.b, estimates["a"], estimates["b"]))
     noise_a, noise_b = metrics.measured_noise(a, b, pair.noise_var)
@@ -150,9 +148,7 @@ def unbiased_scores(
     return {("half", name): value for name, value in zip(UNBIASED_METRICS, values, strict=True)}
 
 
-def truth_scores(
-    truth: Truth, estimates: Mapping[str, np.ndarray], threads: int = 1
-) -> dict[tuple[str, str], float]:
+def truth_scores(truth: Truth, estimates: Mapping[str, np.ndarray], threads: int = 1) -> dict[tuple[str, str], float]:
     """Return the metrics against a truth; those of ``half`` are the mean of those of f(a) and f(b)."""
     clean = truth.image[truth.region]
     with ThreadPoolExecutor(threads) as executor:

@@ -83,9 +83,7 @@ def denoise_file(net: UNet, source: Path, target: Path, pixel_size: float | None
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--weights", type=Path, required=True, help="weights (safetensors) that train-unet wrote"
-    )
+    parser.add_argument("--weights", type=Path, required=True, help="weights (safetensors) that train-unet wrote")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--halves", type=Path, nargs="+", help="records of halves: a, b, the whole and the noise are denoised"
@@ -94,9 +92,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="gets one file per micrograph (data guide)"
     )
-    parser.add_argument(
-        "--pixel-size", type=float, metavar="A", help="Å; default: the header's (with --micrographs)"
-    )
+    parser.add_argument("--pixel-size", type=float, metavar="A", help="Å; default: the header's (with --micrographs)")
     parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto")
     device.add_arguments(parser)
 
@@ -109,9 +105,7 @@ def _run(args: argparse.Namespace) -> None:
     for path in args.halves or []:
         halves = pair.load_pair(path)
         if halves.name in trained_on:
-            log.say(
-                f"note: {halves.name} is one of the training micrographs; scores on it would not be honest"
-            )
+            log.say(f"note: {halves.name} is one of the training micrographs; scores on it would not be honest")
         estimates = pair.estimate_all(halves, lambda x: denoise_image(net, x, precision=args.precision))
         pair.write_estimates(halves, estimates, args.out, args.weights.parent.name)
         log.say(f"{halves.name}: done")

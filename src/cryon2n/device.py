@@ -12,9 +12,7 @@ from cryon2n.errors import InputError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--device`` and ``--threads``."""
-    parser.add_argument(
-        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if there is one"
-    )
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if there is one")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads; default: torch's choice")
 
 
@@ -59,9 +57,7 @@ def describe(where: torch.device) -> str:
 
 def usage(where: torch.device) -> dict[str, Any]:
     """Return peak memory in GB, of the process and of the GPU, and what NVML says of the GPU."""
-    out: dict[str, Any] = {
-        "peak_memory_GB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 3)
-    }
+    out: dict[str, Any] = {"peak_memory_GB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 3)}
     if where.type != "cuda":
         return out
     out["peak_gpu_memory_GB"] = round(torch.cuda.max_memory_allocated(where) / 1e9, 3)

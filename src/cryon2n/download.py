@@ -108,9 +108,7 @@ def fetch(
     check_sha256(expected.sha256, "the published checksum")
     mrc = out.suffix in (".mrc", ".mrcs")
     if (expected.frames or expected.shape) and not mrc:
-        raise InputError(
-            f"{out}: frames and shape can be checked in .mrc files only; leave out --frames and --shape"
-        )
+        raise InputError(f"{out}: frames and shape can be checked in .mrc files only; leave out --frames and --shape")
     locked = read_lock(lock)  # a damaged record is reported before gigabytes are fetched
     if out.exists():
         digest = _verify(out, str(out), expected, mrc, locked, lock)
@@ -234,9 +232,7 @@ class _Download:
         try:
             for chunk in response.raw.stream(CHUNK, decode_content=False):
                 if self.position + len(chunk) > total:
-                    raise _Wrong(
-                        f"{self.url}: sends more than the {total} bytes wanted; check address and size"
-                    )
+                    raise _Wrong(f"{self.url}: sends more than the {total} bytes wanted; check address and size")
                 self._append(chunk)
                 if header_due and self.position >= MRC_HEADER:  # in the first second, not after 2 GB
                     check_mrc_header(self.file.name, total, self.url, self.expected)
@@ -246,9 +242,7 @@ class _Download:
         except urllib3.exceptions.HTTPError as error:
             reason = reason_of(error)
         if self.position < total:
-            raise Again(
-                f"{reason} (at {_mb(self.position)} of {_mb(total)})", progressed=self.position > begin
-            )
+            raise Again(f"{reason} (at {_mb(self.position)} of {_mb(total)})", progressed=self.position > begin)
         progress.update(progress.total, f"{rate:.1f} MB/s")
 
     def _append(self, chunk: bytes) -> None:
@@ -279,9 +273,7 @@ def _own(part: Path) -> Iterator[BinaryIO]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             # A killed workflow can leave its download running; two writers would spoil the file.
-            raise InputError(
-                f"{part}: another process is fetching this file; wait for it or end it"
-            ) from None
+            raise InputError(f"{part}: another process is fetching this file; wait for it or end it") from None
         except OSError:
             log.say(f"{part}: this file system has no locks; see that no other process fetches the same file")
         if not part.exists() or not os.path.samestat(os.fstat(file.fileno()), part.stat()):

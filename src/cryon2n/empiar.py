@@ -95,9 +95,7 @@ def micrograph_name(filename: str) -> str:
     for ending in MOVIE_ENDINGS:
         if filename.endswith(ending):
             return filename[: -len(ending)]
-    raise InputError(
-        f"{filename}: is not an MRC movie; wanted a name that ends in {' or '.join(MOVIE_ENDINGS)}"
-    )
+    raise InputError(f"{filename}: is not an MRC movie; wanted a name that ends in {' or '.join(MOVIE_ENDINGS)}")
 
 
 def is_safe_name(name: str) -> bool:
@@ -318,9 +316,7 @@ def _count_note(image_set: dict[str, Any], found: int) -> str:
 
 def _add_fetch_movie_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url", required=True, help="https address of the file")
-    parser.add_argument(
-        "--out", required=True, type=Path, help="where to put it; {out}.part while it is incomplete"
-    )
+    parser.add_argument("--out", required=True, type=Path, help="where to put it; {out}.part while it is incomplete")
     parser.add_argument("--size", default="-", metavar="BYTES", help="exact size, - if unknown")
     parser.add_argument("--sha256", default="-", metavar="HEX", help="published checksum, - if there is none")
     parser.add_argument(
@@ -329,9 +325,7 @@ def _add_fetch_movie_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="record of the first download's SHA-256 (default: checksums/{name}.sha256 beside out)",
     )
-    parser.add_argument(
-        "--frames", type=int, metavar="N", help="number of frames that the MRC header must give"
-    )
+    parser.add_argument("--frames", type=int, metavar="N", help="number of frames that the MRC header must give")
     parser.add_argument(
         "--shape",
         type=int,
@@ -382,9 +376,7 @@ def _fetch_sheet(args: argparse.Namespace) -> None:
 
 
 def _add_web_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--allow-http", action="store_true", help="accept plain http, which can be changed on the way"
-    )
+    parser.add_argument("--allow-http", action="store_true", help="accept plain http, which can be changed on the way")
     add_settings_arguments(parser)
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,8 @@ def read_table(path: str | Path, required: Iterable[str]) -> list[dict[str, str]
             found = reader.fieldnames or []
     except OSError as error:
         raise InputError(f"{path}: cannot read the table ({error.strerror})") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: not a text table ({error}); wanted UTF-8, tab-separated") from None
     missing = [c for c in required if c not in found]
     if missing:
         raise InputError(
@@ -135,7 +138,7 @@ def open_mrc(path: str | Path) -> Iterator[mrcfile.mrcfile.MrcFile]:
                 mrc = mrcfile.mmap(path, mode="r")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, zlib.error) as error:
         raise InputError(
             f"{path}: not a complete MRC file ({str(error).rstrip('.')}); copy or fetch it again"
         ) from None

@@ -90,7 +90,9 @@ def tune(method: str, powers: dict[str, np.ndarray]) -> dict[str, Any]:
         for side in SIDES:
             width = 5  # rings; the ratio of two noisy powers is smoothed before dividing
             signal, total = (_smooth(x, width) for x in (powers["signal"], powers["signal"] + powers[side]))
-            transfers[side] = np.clip(signal / total, 0, 1).round(6).tolist()
+            transfer = np.clip(signal / total, 0, 1)
+            transfer[0] = 1  # ring 0 is the mean, which the taper took out of the powers; it is kept
+            transfers[side] = transfer.round(6).tolist()
         return {"method": "wiener", "s": powers["s"].round(8).tolist(), "transfer": transfers}
     transfer, candidates = CANDIDATES[method]
     best = {}
@@ -125,9 +127,7 @@ def apply(tuned: dict[str, Any], image: np.ndarray, side: str) -> np.ndarray:
 
 def _tune_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", choices=METHODS, required=True)
-    parser.add_argument(
-        "--halves", type=Path, nargs="+", required=True, help="records to choose the setting on"
-    )
+    parser.add_argument("--halves", type=Path, nargs="+", required=True, help="records to choose the setting on")
     parser.add_argument("--filter", type=Path, required=True, help="output: the chosen setting (JSON)")
 
 
@@ -147,6 +147,8 @@ def _filter_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _filter(args: argparse.Namespace) -> None:
     tuned = files.read_json(args.filter)
+    if not isinstance(tuned, dict) or tuned.get("method") not in METHODS:
+        raise InputError(f"{args.filter}: is not a tuned filter; wanted the JSON that tune-filter writes")
     halves = pair.load_pair(args.halves)
     unit = {name: "full" if name == "noise" else name for name in pair.INPUTS}
     estimates = {name: apply(tuned, getattr(halves, name), unit[name]) for name in pair.INPUTS}

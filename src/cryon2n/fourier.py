@@ -185,9 +185,7 @@ def crop_spectrum(spectrum: np.ndarray, shape: tuple[int, int], new_shape: tuple
     """
     (h, w), (nh, nw) = shape, new_shape
     up = (nh + 1) // 2  # frequencies 0 … up-1; then -(nh // 2) … -1
-    out = np.concatenate(
-        [spectrum[..., :up, : nw // 2 + 1], spectrum[..., h - nh // 2 :, : nw // 2 + 1]], axis=-2
-    )
+    out = np.concatenate([spectrum[..., :up, : nw // 2 + 1], spectrum[..., h - nh // 2 :, : nw // 2 + 1]], axis=-2)
     if nh % 2 == 0 and nh < h:
         out[..., nh // 2, :] += spectrum[..., nh // 2, : nw // 2 + 1]
     if nw % 2 == 0 and nw < w:

@@ -31,6 +31,8 @@ class HalvesSettings:
         e⁻/Å², of the whole exposure; None where unknown.
     bin : int
         Fourier-crop binning of the output.
+    reference_transform : str
+        How gain and dark references are turned to fit the frames (`movies.TRANSFORMS`).
     defect_sigma : float
         Robust standard deviations beyond which a pixel of the summed movie is a defect.
     motion : dict
@@ -40,19 +42,23 @@ class HalvesSettings:
     pixel_size_A: float | None = None
     dose_e_per_A2: float | None = None
     bin: int = 1
+    reference_transform: str = "none"
     defect_sigma: float = 7.0
     motion: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.bin < 1:
             raise InputError(f"halves setting bin: found {self.bin}, wanted 1 or more")
+        if self.reference_transform not in movies.TRANSFORMS:
+            raise InputError(
+                f"halves setting reference_transform: found {self.reference_transform!r}, "
+                f"wanted one of {', '.join(movies.TRANSFORMS)}"
+            )
         if self.pixel_size_A is not None and self.pixel_size_A <= 0:
             raise InputError(f"halves setting pixel_size_A: found {self.pixel_size_A}, wanted more than 0 Å")
 
 
-def split_movie(
-    movie: movies.Movie, settings: HalvesSettings
-) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+def split_movie(movie: movies.Movie, settings: HalvesSettings) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Align a movie and sum its even and its odd frames.
 
     Parameters
@@ -115,6 +121,7 @@ def split_movie(
         "trajectory_A": np.round(trajectory, 4).tolist(),
         "bin": b,
         "defects": int(defects.sum()),
+        "reference_transform": settings.reference_transform,
     }
     return halves[0], halves[1], record
 
@@ -122,13 +129,13 @@ def split_movie(
 def pixel_size_of(header: float | None, given: float | None, path: Path) -> float:
     """Return the pixel size in Å: the given one, else the header's; none at all raises `InputError`."""
     if given is not None:
+        if not 0 < given < np.inf:
+            raise InputError(f"{path}: pixel size {given} Å given; wanted more than 0")
         return given
     # 1 Å is what many programs write when they do not know.
     if header is None or header == 1.0:
         found = "none" if header is None else "1.0 Å, which is what programs write that do not know it"
-        raise InputError(
-            f"{path}: pixel size missing (header: {found}); set halves: pixel_size_A in the config"
-        )
+        raise InputError(f"{path}: pixel size missing (header: {found}); set halves: pixel_size_A in the config")
     return header
 
 
@@ -142,9 +149,7 @@ def valid_region(shifts: np.ndarray, shape: tuple[int, int]) -> list[int]:
         low = int(np.ceil(max(0.0, float(-shifts[:, axis].min()))))
         high = shape[axis] - int(np.ceil(max(0.0, float(shifts[:, axis].max()))))
         if high - low < 32:
-            raise InputError(
-                f"motion of {np.ptp(shifts[:, axis]):.0f} px leaves no common region of {shape[axis]} px"
-            )
+            raise InputError(f"motion of {np.ptp(shifts[:, axis]):.0f} px leaves no common region of {shape[axis]} px")
         box += [low, high]
     return box
 
@@ -237,7 +242,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> None:
     settings = settings_from_arguments(HalvesSettings, args)
     began = time.monotonic()
-    with fft.set_workers(args.threads), movies.open_movie(args.movie, args.gain, args.dark) as movie:
+    with (
+        fft.set_workers(args.threads),
+        movies.open_movie(args.movie, args.gain, args.dark, settings.reference_transform) as movie,
+    ):
         a, b, record = split_movie(movie, settings)
     inputs = {"movie": args.movie, "gain": args.gain, "dark": args.dark}
     write_halves(args.out, a, b, record, {k: v for k, v in inputs.items() if v is not None}, "split-halves")

@@ -99,9 +99,7 @@ def normalise_unequal(
     total = float((common["a"] - common["b"]).var(dtype=np.float64)) / unit**2
     # The difference holds both noises and nothing else; the less noisy side's floor gives its share.
     floor_a = noise_floor(common["a"]) / unit**2
-    noise = (
-        {"a": floor_a, "b": total - floor_a} if floor_a < floor_b else {"a": total - floor_b, "b": floor_b}
-    )
+    noise = {"a": floor_a, "b": total - floor_a} if floor_a < floor_b else {"a": total - floor_b, "b": floor_b}
     sides = {
         side: {
             "offset": offsets[side],
@@ -127,9 +125,7 @@ def read_pair_sheet(path: str | Path) -> list[dict[str, str]]:
             raise InputError(f"{path}: micrograph {name!r} stands there twice; wanted one row each")
     for row in rows:
         if row["a"] == row["b"]:
-            raise InputError(
-                f"{path}: {row['micrograph']}: a and b are the same file {row['a']}; wanted two halves"
-            )
+            raise InputError(f"{path}: {row['micrograph']}: a and b are the same file {row['a']}; wanted two halves")
     return rows
 
 
@@ -150,7 +146,7 @@ def import_pair(
     n_frames : (int or None, int or None)
         Frames in each side.
     same_units : bool
-        Both are sums (or both means) of frames in the same counts.
+        Both are sums of frames in the same counts (or means of equally many frames).
     """
     (a, size_a), (b, size_b) = files.read_mrc(a_path), files.read_mrc(b_path)
     for path, image in ((a_path, a), (b_path, b)):
@@ -161,15 +157,21 @@ def import_pair(
             f"{a_path} has {a.shape[0]} x {a.shape[1]} pixels but {b_path} has {b.shape[0]} x {b.shape[1]}; "
             "the halves of one micrograph have one shape: check the pairing in the sheet"
         )
-    size = pixel_size_of(size_a if size_a == size_b else None, pixel_size, a_path)
-    if np.array_equal(a, b):
+    if pixel_size is None and None not in (size_a, size_b) and not np.isclose(size_a, size_b, rtol=1e-4):
         raise InputError(
-            f"{a_path} and {b_path} hold the same pixels; wanted two halves with independent noise"
+            f"{a_path} has a pixel size of {size_a:.4f} Å but {b_path} {size_b:.4f} Å; give --pixel-size"
         )
+    size = pixel_size_of(size_b if size_a is None else size_a, pixel_size, a_path)
+    for path, image in ((a_path, a), (b_path, b)):
+        if image.min() == image.max():
+            raise InputError(f"{path}: the image is constant; wanted half a micrograph with its noise")
+    if np.array_equal(a, b):
+        raise InputError(f"{a_path} and {b_path} hold the same pixels; wanted two halves with independent noise")
     known = None if None in n_frames else (int(n_frames[0] or 0), int(n_frames[1] or 0))
     match: dict[str, float] = {}
     whole = [0, a.shape[0], 0, a.shape[1]]
     if same_units:
+        _check_sums(a, b, known or (1, 1), a_path)
         sides: dict[str, dict[str, Any]] = normalise_equal(a, b, whole, known or (1, 1))
     else:
         sides, match = normalise_unequal(a, b, known)
@@ -190,6 +192,17 @@ def import_pair(
     return a, b, record
 
 
+def _check_sums(a: np.ndarray, b: np.ndarray, n_frames: tuple[int, int], path: Path) -> None:
+    """Refuse sides whose noise contradicts "sums of `n_frames` frames in the same counts"."""
+    expected = n_frames[0] / n_frames[1]
+    found = noise_floor(a) / max(noise_floor(b), 1e-30)
+    if not 1 / 2 < found / expected < 2:
+        raise InputError(
+            f"{path}: its noise variance is {found:.3g} times the other half's; sums of {n_frames[0]} and "
+            f"{n_frames[1]} frames in the same counts give {expected:.3g}: correct the frame numbers, or take --units fit"
+        )
+
+
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--a", type=Path, required=True, help="one half (MRC)")
     parser.add_argument("--b", type=Path, required=True, help="the other half (MRC)")
@@ -203,20 +216,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pixel-size", type=float, metavar="A", help="Å; default: the headers'")
     parser.add_argument("--frames-a", type=int, help="frames in a")
     parser.add_argument("--frames-b", type=int, help="frames in b")
-    parser.add_argument(
-        "--units", choices=["same", "fit"], default="same", help="'fit': the sides' units differ"
-    )
+    parser.add_argument("--units", choices=["same", "fit"], default="same", help="'fit': the sides' units differ")
 
 
 def _run(args: argparse.Namespace) -> None:
-    a, b, record = import_pair(
-        args.a, args.b, args.pixel_size, (args.frames_a, args.frames_b), args.units == "same"
-    )
+    a, b, record = import_pair(args.a, args.b, args.pixel_size, (args.frames_a, args.frames_b), args.units == "same")
     write_halves(args.out, a, b, record, {"a": args.a, "b": args.b}, "import-halves")
     noise = [record[side]["noise_var"] for side in "ab"]
-    log.say(
-        f"{args.out.name}: {a.shape[0]} x {a.shape[1]} px, noise variances {noise[0]:.3f} and {noise[1]:.3f}"
-    )
+    log.say(f"{args.out.name}: {a.shape[0]} x {a.shape[1]} px, noise variances {noise[0]:.3f} and {noise[1]:.3f}")
 
 
 COMMANDS = {"import-halves": (_add_arguments, _run)}

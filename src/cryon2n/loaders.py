@@ -39,9 +39,7 @@ def plan_crops(seed: int, step: int, n_patches: int, patch: int, crop: int, batc
     Patches come in a fresh random order each epoch, so each is used equally often.
     """
     sample = step * batch + np.arange(batch)
-    chosen = np.array(
-        [_epoch_order(seed, int(k) // n_patches, n_patches)[int(k) % n_patches] for k in sample]
-    )
+    chosen = np.array([_epoch_order(seed, int(k) // n_patches, n_patches)[int(k) % n_patches] for k in sample])
     rng = np.random.Generator(np.random.Philox(key=[seed, 2 * step + 1]))
     y, x = rng.integers(0, patch - crop + 1, (2, batch))
     return CropPlan(chosen, y, x, rng.integers(0, 8, batch))
@@ -114,9 +112,7 @@ class Loader:
         info = shards.read_manifest(manifest)
         self.n, self.patch, _ = info["shape"]
         if crop > self.patch:
-            raise InputError(
-                f"{manifest}: patches of {self.patch} px hold no crop of {crop}; lower train: crop"
-            )
+            raise InputError(f"{manifest}: patches of {self.patch} px hold no crop of {crop}; lower train: crop")
         self.kind, self.crop, self.batch, self.seed, self.device = kind, crop, batch, seed, device
         arrays = [shards.open_array(Path(manifest), info, side) for side in "ab"]
         if kind == "stream":
@@ -124,9 +120,7 @@ class Loader:
         else:
             resident = [torch.from_numpy(np.array(array)) for array in arrays]
             self.arrays = [t.to(device) for t in resident] if kind == "gpu" else resident
-        self.var = torch.tensor(
-            [[p["noise_var_a"], p["noise_var_b"]] for p in info["patches"]], dtype=torch.float32
-        )
+        self.var = torch.tensor([[p["noise_var_a"], p["noise_var_b"]] for p in info["patches"]], dtype=torch.float32)
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         """Yield the batches of the steps `first` to `last` - 1; the next is prepared while one is used."""

@@ -55,6 +55,4 @@ class Progress:
         self.last = now
         rate = (done - self.start) / max(now - self.began, 1e-9)
         left = f", {duration((self.total - done) / rate)} left" if rate > 0 and done < self.total else ""
-        say(
-            f"{done}/{self.total} {self.unit} ({100 * done / max(self.total, 1):.0f} %){left}  {note}".rstrip()
-        )
+        say(f"{done}/{self.total} {self.unit} ({100 * done / max(self.total, 1):.0f} %){left}  {note}".rstrip())

@@ -202,9 +202,7 @@ def band_mean(curve: np.ndarray, limit: int) -> np.ndarray:
     return np.where(n > 0, np.where(ok, part, 0).sum(axis=-1) / np.maximum(n, 1), np.nan)
 
 
-def crossing_resolution(
-    curve: np.ndarray, frequency: np.ndarray, threshold: float, limit: int | None = None
-) -> float:
+def crossing_resolution(curve: np.ndarray, frequency: np.ndarray, threshold: float, limit: int | None = None) -> float:
     """Return the resolution (Å) at which a curve falls below a threshold, interpolated between rings.
 
     Parameters
@@ -358,9 +356,7 @@ def _box(x: float, y: float, half: int, region: Box) -> Box | None:
     return box if inside else None
 
 
-def topaz_snr_db(
-    image: np.ndarray, boxes: Sequence[tuple[tuple[slice, slice], tuple[slice, slice]]]
-) -> float:
+def topaz_snr_db(image: np.ndarray, boxes: Sequence[tuple[tuple[slice, slice], tuple[slice, slice]]]) -> float:
     """Region contrast in dB, ``10/N sum log10((mean_s - mean_b)² / var_b)`` over pairs of boxes.
 
     From Bepler et al. 2020 (Nat Commun 11:5208), in the form of DRACO's eq. 11 (NeurIPS 2024), for

@@ -46,9 +46,7 @@ class MotionSettings:
             if getattr(self, name) <= 0:
                 raise InputError(f"motion setting {name}: found {getattr(self, name)}, wanted more than 0")
         if self.b_factor < 0 or self.smoothness < 0 or self.max_iterations < 1:
-            raise InputError(
-                "motion settings: b_factor and smoothness must not be negative, max_iterations at least 1"
-            )
+            raise InputError("motion settings: b_factor and smoothness must not be negative, max_iterations at least 1")
 
 
 def align_frames(

@@ -1,7 +1,7 @@
 """Reading raw movies: frames corrected by dark and gain, defects found and repaired."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,9 +49,22 @@ class Movie:
         return frame
 
 
+# The eight orientations in which a program may have written a reference.
+TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "none": lambda x: x,
+    "flip_y": lambda x: x[::-1],
+    "flip_x": lambda x: x[:, ::-1],
+    "rotate_180": lambda x: x[::-1, ::-1],
+    "rotate_90": lambda x: np.rot90(x, 1),
+    "rotate_270": lambda x: np.rot90(x, 3),
+    "transpose": lambda x: x.T,
+    "antitranspose": lambda x: x[::-1, ::-1].T,
+}
+
+
 @contextlib.contextmanager
 def open_movie(
-    path: str | Path, gain: str | Path | None = None, dark: str | Path | None = None
+    path: str | Path, gain: str | Path | None = None, dark: str | Path | None = None, transform: str = "none"
 ) -> Iterator[Movie]:
     """Open a movie with its references and check that they belong together.
 
@@ -60,7 +73,9 @@ def open_movie(
     path : path
         MRC or MRCS, ``(n_frames, h, w)``; 8-bit data are taken as unsigned counts.
     gain, dark : path, optional
-        References ``(h, w)`` of the same detector, in the movie's orientation.
+        References ``(h, w)`` of the same detector.
+    transform : str
+        How the references are turned to the movie's orientation: one of `TRANSFORMS`.
 
     Raises
     ------
@@ -78,13 +93,14 @@ def open_movie(
         references = {}
         for name, reference in {"gain": gain, "dark": dark}.items():
             references[name] = (
-                None if reference is None else _read_reference(reference, name, frames.shape[1:], path)
+                None if reference is None else _read_reference(reference, name, transform, frames.shape[1:], path)
             )
         yield Movie(path, frames, references["gain"], references["dark"], files.header_pixel_size(mrc))
 
 
-def _read_reference(path: str | Path, name: str, shape: tuple[int, ...], movie: Path) -> np.ndarray:
+def _read_reference(path: str | Path, name: str, transform: str, shape: tuple[int, ...], movie: Path) -> np.ndarray:
     data, _ = files.read_mrc(path)
+    data = np.ascontiguousarray(TRANSFORMS[transform](data))
     if data.shape != shape:
         hint = "; it is turned by 90 degrees: rotate it" if data.shape == shape[::-1] else ""
         raise InputError(
@@ -98,27 +114,35 @@ def find_defects(movie: Movie, n_sigma: float = 7.0) -> np.ndarray:
     """Find pixels that cannot be trusted: hot, dead, or without gain.
 
     A pixel is a defect where the sum over all frames stands more than `n_sigma` robust standard
-    deviations (1.4826 MAD) from the local mean, or its gain is not positive.  One molecule's
-    contrast is far below that; a hot pixel would pull the alignment to zero shift and would be the
-    same in both halves.
+    deviations (1.4826 MAD) from the local mean, its gain is not positive, or it never changes.  One
+    molecule's contrast is far below that; a hot pixel would pull the alignment to zero shift and
+    would be the same in both halves.
 
     Returns
     -------
     defects : ndarray of bool, shape (h, w)
     """
-    total = np.zeros(movie.frames.shape[1:], np.float32)
-    for index in range(movie.frames.shape[0]):
+    n_frames, first = movie.frames.shape[0], movie.frames[0]
+    total = np.zeros(first.shape, np.float32)
+    steady = np.ones(first.shape, bool)
+    for index in range(n_frames):
         total += movie.corrected(index)
+        steady &= movie.frames[index] == first
+    # Below 7² electrons a dead pixel is within 7 sigma of the mean.  By chance a good pixel of 20 or
+    # more electrons stays empty in one of 5e8 cases; that equal counts recur 16 times is as rare.
+    if n_frames < 16:
+        steady &= first == 0
     defects = np.zeros(total.shape, bool)
     if movie.gain is not None:
         defects |= movie.gain <= 0
     # Twice, so that very hot pixels do not lift the local mean that judges their neighbours.
     for _ in range(2):
         flat = np.where(defects, np.median(total), total)
-        deviation = total - ndimage.uniform_filter(flat, 65, mode="nearest")
+        local = ndimage.uniform_filter(flat, 65, mode="nearest")
+        deviation = total - local
         good = deviation[~defects]
         sigma = 1.4826 * np.median(np.abs(good - np.median(good)))
-        defects |= np.abs(deviation) > n_sigma * max(float(sigma), 1e-6)
+        defects |= (np.abs(deviation) > n_sigma * max(float(sigma), 1e-6)) | (steady & (local > 20))
     return defects
 
 

@@ -118,12 +118,10 @@ def read_record(path: str | Path) -> dict[str, Any]:
     """Read a halves record and check that it is one of this version."""
     record = files.read_json(path)
     if not isinstance(record, dict) or record.get("format") != RECORD_FORMAT:
-        raise InputError(
-            f"{path}: is not a record of halves; wanted the JSON that split-halves or import-halves writes"
-        )
+        raise InputError(f"{path}: is not a record of halves; wanted a JSON that split-halves or import-halves wrote")
     if record.get("version") != RECORD_VERSION:
         raise InputError(
-            f"{path}: record version {record.get('version')}, this program reads {RECORD_VERSION}; make the halves again"
+            f"{path}: record version {record.get('version')}, wanted {RECORD_VERSION}; make the halves again"
         )
     return record
 
@@ -163,9 +161,7 @@ def read_estimates(pair: Pair, directory: str | Path) -> dict[str, np.ndarray]:
         path = directory / f"{pair.name}{ending}.mrc"
         data, _ = files.read_mrc(path)
         if data.shape != pair.a.shape:
-            raise InputError(
-                f"{path}: has shape {data.shape}, the halves have {pair.a.shape}; denoise it again"
-            )
+            raise InputError(f"{path}: has shape {data.shape}, the halves have {pair.a.shape}; denoise it again")
         out[name] = pair.from_units(data, unit)
     return out
 

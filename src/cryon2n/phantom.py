@@ -12,24 +12,23 @@ between the molecules of a micrograph, inelastic and multiple scattering, coinci
 detector's MTF (every electron is counted in one pixel).  Real data are therefore a little worse.
 """
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
-import gemmi
 import numpy as np
 from scipy import fft
 
 from cryon2n.errors import InputError
 from cryon2n.fourier import shift_phase
+from cryon2n.phantom_molecule import stream
 
 # Isolated atoms (Vulović et al. 2013, J. Struct. Biol. 183, 19): a scattering amplitude f(0) of 1 Å is an
 # integrated potential of h²/(2π m e) = 47.878 V Å³.
 POTENTIAL_PER_AMPLITUDE = 47.878  # V Å²
 # Mean protein residue C4.94 N1.36 O1.48 H7.76 S0.04 (111.2 Da) with f(0) of Peng et al. 1996 (Acta Cryst.
-# A52, 257): 22.6 Å.  Hydrogens are 7.0 % of the mass.
+# A52, 257): 22.6 Å.
 AMPLITUDE_PER_DALTON = 22.64 / 111.2  # Å / Da
-HYDROGEN_FACTOR = 111.2 / (111.2 - 7.82)  # mass with hydrogens / mass of the heavy atoms
 PROTEIN_VOLUME = 1.0 / 0.813  # Å³/Da: density 1.35 g/cm³
 ICE_POTENTIAL = 4.53  # V, amorphous ice of 0.93 g/cm³, isolated atoms (Vulović et al. 2013)
 HEAVY_ATOM_DALTON = 111.2 / 7.82  # mean heavy atom with its hydrogens
@@ -38,211 +37,6 @@ CARBON_A = (0.0893, 0.2563, 0.7570, 1.0487, 0.3575)  # Å
 CARBON_B = (0.2465, 1.7100, 6.4094, 18.6113, 50.2523)  # Å²
 
 NOISE_ROWS = 128  # rows of one noise stream: the counts do not depend on the number of threads
-
-
-def stream(seed: int, *key: int) -> np.random.Generator:
-    """Return the random generator of one purpose, independent of those with any other key.
-
-    `numpy.random.SeedSequence` spawns them; random fields never come from a GPU generator.
-    """
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
-
-
-# ---------------------------------------------------------------------------- the molecule
-
-
-@dataclass(frozen=True)
-class Molecule:
-    """Atoms about their centre of mass.
-
-    Attributes
-    ----------
-    xyz : ndarray, shape (n, 3)
-        Å.
-    mass : ndarray, shape (n,)
-        Da, hydrogens included.
-    """
-
-    xyz: np.ndarray
-    mass: np.ndarray
-
-    @property
-    def radius(self) -> float:
-        """Distance of the outermost atom from the centre, Å."""
-        return float(np.sqrt((self.xyz**2).sum(axis=1).max()))
-
-
-def barrel(mass_kDa: float = 700.0, seed: int = 20) -> Molecule:
-    """Build a barrel with the size, symmetry and mass of the 20S proteasome.
-
-    Four stacked rings (α β β α) of seven subunits with D7 symmetry about z, 28 × 1610 pseudo-atoms.
-    A subunit is a branched self-avoiding chain of 230 residues of 7 atoms within a rounded wedge; the
-    α rings reach further in than the β rings, so that a chamber with narrower mouths remains.
-
-    Parameters
-    ----------
-    mass_kDa : float
-        Mass of the whole barrel.
-    seed : int
-        Of the chains: another seed is another protein of the same outline.
-    """
-    rng = stream(seed)
-    # Ring height, distance from the axis, radial half width (Å) and turn about the axis of β and α.
-    half = [
-        _subunit(rng, residues=230, height=19.5, distance=40.5, half_width=17.5, turn=0.12),
-        _subunit(rng, residues=230, height=59.0, distance=38.5, half_width=18.5, turn=-0.05),
-    ]
-    pair = np.concatenate(half)
-    pair = np.concatenate([pair, pair * (1.0, -1.0, -1.0)])  # the twofold axis along x
-    angles = 2 * np.pi * np.arange(7) / 7
-    turns = np.array([[(np.cos(a), -np.sin(a), 0), (np.sin(a), np.cos(a), 0), (0, 0, 1)] for a in angles])
-    xyz = np.einsum("sij,nj->sni", turns, pair).reshape(-1, 3)
-    return Molecule(xyz - xyz.mean(axis=0), np.full(len(xyz), mass_kDa * 1000 / len(xyz)))
-
-
-def _subunit(rng, residues: int, height: float, distance: float, half_width: float, turn: float):
-    """Grow one subunit, shape (residues * 7, 3), Å, in place beside the z axis."""
-    size = np.array([half_width, 18.5, 20.0])  # half widths: radial, tangential, axial
-    spacing = 4.3  # Å between residue centres that are not neighbours in the chain
-    chain = np.zeros((residues, 3))
-    n, last = 1, 0
-    while n < residues:
-        step = rng.normal(size=(40, 3))
-        trial = chain[last] + 4.4 * step / np.linalg.norm(step, axis=1, keepdims=True)
-        inside = (np.abs(trial / size) ** 3).sum(axis=1) < 1
-        free = ((trial[:, None] - chain[None, :n]) ** 2).sum(axis=2).min(axis=1) > spacing**2
-        good = np.flatnonzero(inside & free)
-        if len(good):
-            chain[n], last, n = trial[good[0]], n, n + 1
-        else:
-            last = int(rng.integers(n))  # a dead end: branch off elsewhere
-    step = rng.normal(size=(residues, 7, 3))
-    for k in range(1, 7):  # short side chains of 1.5 Å bonds that keep some of their direction
-        before = step[:, k - 1] / np.linalg.norm(step[:, k - 1], axis=1, keepdims=True)
-        step[:, k] = 0.6 * step[:, k] + before
-    atoms = np.cumsum(1.5 * step / np.linalg.norm(step, axis=2, keepdims=True), axis=1)
-    atoms = (chain[:, None] + atoms - atoms.mean(axis=1, keepdims=True)).reshape(-1, 3)
-    atoms += (distance, 0.0, height)
-    c, s = np.cos(turn), np.sin(turn)
-    return atoms @ np.array([(c, s, 0), (-s, c, 0), (0, 0, 1)])
-
-
-def read_molecule(path: str | Path) -> Molecule:
-    """Read the first model of a PDB or mmCIF file (also ``.gz``), without water.
-
-    Hydrogens, in the file or not, are counted by the mean composition of protein.
-
-    Raises
-    ------
-    InputError
-        The file is missing, not readable as a structure, or holds no atoms.
-    """
-    if not Path(path).is_file():
-        raise InputError(
-            f"{path}: no such file; atoms wants a PDB or mmCIF file, or null for the built-in barrel"
-        )
-    try:
-        structure = gemmi.read_structure(str(path))
-    except (RuntimeError, ValueError, OSError) as error:
-        raise InputError(f"{path}: not a PDB or mmCIF structure ({' '.join(str(error).split())})") from None
-    structure.remove_waters()
-    structure.remove_alternative_conformations()
-    atoms = [hit.atom for hit in structure[0].all() if not hit.atom.is_hydrogen()] if len(structure) else []
-    if not atoms:
-        raise InputError(f"{path}: holds no atoms; wanted a PDB or mmCIF file with ATOM records")
-    xyz = np.array([atom.pos.tolist() for atom in atoms])
-    mass = np.array([atom.element.weight for atom in atoms]) * HYDROGEN_FACTOR
-    return Molecule(xyz - np.average(xyz, axis=0, weights=mass), mass)
-
-
-def random_rotations(n: int, rng: np.random.Generator) -> np.ndarray:
-    """Return n rotation matrices, shape (n, 3, 3), uniform on SO(3) (normalised Gaussian quaternions)."""
-    q = rng.normal(size=(n, 4))
-    w, x, y, z = (q / np.linalg.norm(q, axis=1, keepdims=True)).T
-    rows = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ]
-    return np.moveaxis(np.array(rows), 2, 0)
-
-
-def place_particles(n: int, shape: tuple[int, int], distance: float, rng: np.random.Generator) -> np.ndarray:
-    """Draw n random centres (y, x) in pixels on a periodic field, none closer than `distance` pixels.
-
-    Returns
-    -------
-    ndarray, shape (n, 2)
-
-    Raises
-    ------
-    InputError
-        They do not fit: discs dropped at random fill at most 0.547 of a plane (Feder 1980).
-    """
-    size = np.array(shape, dtype=np.float64)
-    centres = np.zeros((0, 2))
-    for _ in range(2000 * n + 1):
-        if len(centres) == n:
-            return centres
-        trial = rng.uniform(0, size)
-        apart = np.abs(centres - trial)
-        apart = np.minimum(apart, size - apart)
-        if not len(centres) or (apart**2).sum(axis=1).min() >= distance**2:
-            centres = np.concatenate([centres, trial[None]])
-    raise InputError(
-        f"particles_per_um2: {n} molecules of {distance:.0f} px do not fit on {shape[0]} x {shape[1]} px "
-        f"without overlap ({len(centres)} did); lower it"
-    )
-
-
-def projected_mass(
-    molecule: Molecule,
-    rotations: np.ndarray,
-    centres: np.ndarray,
-    shape: tuple[int, int],
-    pixel_size: float,
-) -> np.ndarray:
-    """Project rotated molecules along z onto a periodic image, in Da per pixel.
-
-    Every atom is spread as a cubic B-spline (its aliases are far below the bilinear ones); `transfer`
-    divides by the spline's transform, which leaves point atoms.
-
-    Parameters
-    ----------
-    molecule : Molecule
-    rotations : ndarray, shape (n, 3, 3)
-    centres : ndarray, shape (n, 2)
-        (y, x) in pixels.
-    shape : (h, w)
-    pixel_size : float
-        Å.
-
-    Returns
-    -------
-    ndarray, shape (h, w), float32
-    """
-    image = np.zeros(shape, np.float32)
-    for rotation, centre in zip(rotations, centres, strict=True):
-        yx = molecule.xyz @ rotation[[1, 0]].T / pixel_size + centre
-        whole = np.floor(yx).astype(np.int64)
-        start = whole.min(axis=0) - 1
-        h, w = whole.max(axis=0) + 3 - start
-        wy, wx = (_cubic_weights(t) for t in (yx - whole).T)
-        corner = (whole[:, 0] - 1 - start[0]) * w + whole[:, 1] - 1 - start[1]
-        box = np.zeros(h * w)
-        for j in range(4):
-            row = wy[j] * molecule.mass
-            for i in range(4):
-                box += np.bincount(corner + (j * w + i), row * wx[i], minlength=h * w)
-        rows, columns = (np.arange(start[k], start[k] + (h, w)[k]) % shape[k] for k in (0, 1))
-        np.add.at(image, np.ix_(rows, columns), box.reshape(h, w).astype(np.float32))
-    return image
-
-
-def _cubic_weights(t: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Weights of the pixels at -1, 0, 1, 2 for a point at fraction t of the way from 0 to 1."""
-    u = 1 - t
-    return u**3 / 6, 2 / 3 - t**2 + t**3 / 2, 2 / 3 - u**2 + u**3 / 2, t**3 / 6
 
 
 # ---------------------------------------------------------------------------- the microscope
@@ -286,9 +80,7 @@ def electron_wavelength(voltage: float) -> float:
 def interaction_constant(voltage: float) -> float:
     """Return σ in rad/(V Å) at `voltage` kV: 6.53e-4 at 300 kV (Kirkland 2010, eq. 5.6)."""
     rest = 510.999  # keV
-    return (
-        2 * np.pi / (electron_wavelength(voltage) * voltage * 1e3) * (rest + voltage) / (2 * rest + voltage)
-    )
+    return 2 * np.pi / (electron_wavelength(voltage) * voltage * 1e3) * (rest + voltage) / (2 * rest + voltage)
 
 
 def ctf(ky: np.ndarray, kx: np.ndarray, optics: Optics) -> np.ndarray:
@@ -331,9 +123,7 @@ def phase_spectrum(mass: np.ndarray, pixel_size: float, voltage: float) -> np.nd
     return spectrum
 
 
-def image_spectrum(
-    phase: np.ndarray, shape: tuple[int, int], pixel_size: float, optics: Optics
-) -> np.ndarray:
+def image_spectrum(phase: np.ndarray, shape: tuple[int, int], pixel_size: float, optics: Optics) -> np.ndarray:
     """Turn ``rfft2`` of the phase shift into that of the weak-phase contrast ``I / I0 - 1``, in place.
 
     ``2 φ CTF exp(-B k²/4)``; the mean is set to 0, so that the dose is the mean number of electrons
@@ -346,7 +136,7 @@ def image_spectrum(
     return phase
 
 
-def _frequency_blocks(shape: tuple[int, int], pixel_size: float):
+def _frequency_blocks(shape: tuple[int, int], pixel_size: float) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
     """Yield slices of rows of ``rfft2`` with their (ky, kx) in 1/Å: the plane at once would be too large."""
     ky = np.fft.fftfreq(shape[0], pixel_size).astype(np.float32)[:, None]
     kx = np.fft.rfftfreq(shape[1], pixel_size).astype(np.float32)[None, :]
@@ -428,7 +218,8 @@ def expected_frame(scene: Scene, index: int) -> np.ndarray:
     Content stands at its place in frame 0 plus ``trajectory[index]``.
     """
     shift = scene.trajectory[index] / scene.pixel_size
-    moved = scene.spectrum * shift_phase(scene.field, shift)
+    moved = shift_phase(scene.field, shift)
+    moved *= scene.spectrum
     h, w = scene.shape
     contrast = fft.irfft2(moved, s=scene.field, overwrite_x=True)[:h, :w]
     return (1 + contrast) * ice_layer(scene.ice, scene.shape, shift) * np.float32(scene.electrons)
@@ -451,7 +242,7 @@ def gain_reference(shape: tuple[int, int], spread: float, rng: np.random.Generat
 
 
 def dark_reference(shape: tuple[int, int], fraction: float, rng: np.random.Generator) -> np.ndarray:
-    """Draw a dark reference (h, w), float32: 0, and whole offsets of 1 or 2 counts on a `fraction` of pixels."""
+    """Draw a dark reference (h, w), float32: whole offsets of 1 or 2 on a `fraction` of pixels."""
     offset = rng.integers(1, 3, size=shape)
     return np.where(rng.random(shape) < fraction, offset, 0).astype(np.float32)
 
@@ -463,9 +254,7 @@ def hot_pixels(shape: tuple[int, int], per_mpx: float, rng: np.random.Generator)
     return np.stack(np.unravel_index(flat, shape), axis=1)
 
 
-def count(
-    expected: np.ndarray, dark: np.ndarray, key: tuple[int, ...], pool: ThreadPoolExecutor
-) -> np.ndarray:
+def count(expected: np.ndarray, dark: np.ndarray, key: tuple[int, ...], pool: ThreadPoolExecutor) -> np.ndarray:
     """Draw one raw frame: Poisson counts plus the dark offset, shape (h, w), uint8.
 
     Parameters
@@ -481,14 +270,20 @@ def count(
     Raises
     ------
     InputError
-        A count above 255 is possible (``mean + 10 standard deviations``): it would be clipped.
+        A count above 255 is possible (``mean + 10 standard deviations``): it would be clipped.  Or an
+        expectation is negative: the contrast is no longer weak.
     """
+    if float(expected.min()) < 0:
+        raise InputError(
+            "the contrast is so strong that pixels expect negative counts: the weak-phase image no longer "
+            "holds; raise b_factor_A2 or voltage_kV, or lower particles_per_um2 or amplitude_contrast"
+        )
     top = float(expected.max())
     limit = top + 10 * np.sqrt(top) + float(dark.max())
     if limit > 255:
         raise InputError(
-            f"a frame expects up to {top:.0f} counts in a pixel, which uint8 would clip at 255; wanted at most "
-            "about 139: take more frames, smaller pixels, a lower dose, or lower hot_counts"
+            f"a frame expects up to {top:.0f} counts in a pixel, which uint8 would clip at 255; wanted at "
+            "most about 137: take more frames, smaller pixels, a lower dose, or lower hot_counts"
         )
     out = np.empty(expected.shape, np.uint8)
 

@@ -86,9 +86,7 @@ def tabulate_scores(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return out
 
 
-def tabulate_rings(
-    table: pd.DataFrame, names: list[str]
-) -> tuple[np.ndarray, dict[str, dict[str, np.ndarray]]]:
+def tabulate_rings(table: pd.DataFrame, names: list[str]) -> tuple[np.ndarray, dict[str, dict[str, np.ndarray]]]:
     """Bring all ring powers to one grid.
 
     Micrographs of another size have other rings; each ring goes to the nearest of the coarsest grid, up

@@ -6,6 +6,8 @@ workflow's schema repeats the names so that a typo in a config is caught before 
 
 import argparse
 import dataclasses
+import math
+import re
 import types
 import typing
 from pathlib import Path
@@ -16,6 +18,8 @@ import yaml
 from cryon2n.errors import InputError
 
 T = TypeVar("T")
+# YAML 1.1 takes 1e-05, which is how JSON writes small numbers, for text.
+_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
 def add_settings_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,15 +47,16 @@ def settings_from_arguments(cls: type[T], args: argparse.Namespace) -> T:
         try:
             text = Path(text).read_text()
         except OSError as error:
-            raise InputError(
-                f"{where}: cannot read the settings ({error.strerror}); give a YAML file"
-            ) from None
+            raise InputError(f"{where}: cannot read the settings ({error.strerror}); give a YAML file") from None
     values = _parse_mapping(text, where)
     for pair in args.set:
         name, sep, value = pair.partition("=")
         if not sep:
             raise InputError(f"--set {pair}: wanted NAME=VALUE")
-        values[name] = yaml.safe_load(value)
+        try:
+            values[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise InputError(f"--set {pair}: the value is not valid YAML or JSON") from None
     return build(cls, values, where)
 
 
@@ -85,8 +90,11 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         origin = typing.get_origin(option) or option
         if option is type(None) and value is None:
             return None
-        if origin is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if origin is float and isinstance(value, str) and _EXPONENT.fullmatch(value):
             return float(value)
+        if origin is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+            if math.isfinite(value):
+                return float(value)
         if origin is tuple and isinstance(value, (list, tuple)):
             inner = typing.get_args(option)[0]
             return tuple(_convert(v, inner, where) for v in value)

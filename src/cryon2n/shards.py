@@ -97,9 +97,7 @@ def write_shards(
     names = [record["micrograph"] for record in records]
     leaked = sorted(set(names) & {name for group in held_out.values() for name in group})
     if leaked:
-        raise InputError(
-            f"{', '.join(leaked)}: in the training set and held out; a micrograph belongs to one split"
-        )
+        raise InputError(f"{', '.join(leaked)}: in the training set and held out; a micrograph belongs to one split")
     sizes = {record["pixel_size_A"] for record in records}
     if len(sizes) > 1:
         raise InputError(f"pixel sizes differ among the training micrographs: {sorted(sizes)} Å; wanted one")
@@ -109,27 +107,24 @@ def write_shards(
     patches: list[dict[str, Any]] = []
     paths = {side: directory / f"train_{side}.npy" for side in "ab"}
     with files.atomic_path(paths["a"]) as tmp_a, files.atomic_path(paths["b"]) as tmp_b:
-        out = [
-            np.lib.format.open_memmap(t, mode="w+", dtype=np.float16, shape=(n, p, p)) for t in (tmp_a, tmp_b)
-        ]
+        out = [np.lib.format.open_memmap(t, mode="w+", dtype=np.float16, shape=(n, p, p)) for t in (tmp_a, tmp_b)]
         progress = log.Progress(len(train), "micrographs")
         for done, (path, where) in enumerate(zip(train, positions, strict=True), start=1):
             halves = pair.load_pair(path)
             for array, image in zip(out, (halves.a, halves.b), strict=True):
                 if np.abs(image).max() > HALF_MAX:
-                    raise InputError(
-                        f"{path}: values above {HALF_MAX:.0f} standard deviations; wanted repaired pixels"
-                    )
+                    raise InputError(f"{path}: values above {HALF_MAX:.0f} standard deviations; wanted repaired pixels")
                 for k, (y, x) in enumerate(where):
                     array[len(patches) + k] = image[y : y + p, x : x + p]
             va, vb = halves.noise_var
             patches += [
-                {"micrograph": halves.name, "y": y, "x": x, "noise_var_a": va, "noise_var_b": vb}
-                for y, x in where
+                {"micrograph": halves.name, "y": y, "x": x, "noise_var_a": va, "noise_var_b": vb} for y, x in where
             ]
             progress.update(done)
         for array in out:
             array.flush()
+        # An older manifest must not vouch for a mixture of old and new arrays, should the renaming be cut short.
+        (directory / "manifest.json").unlink(missing_ok=True)
     manifest = {
         "format": FORMAT,
         "version": VERSION,
@@ -151,10 +146,8 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     """Read a manifest and check that its arrays are there with the shape and dtype it says."""
     path = Path(path)
     manifest = files.read_json(path)
-    if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
-        raise InputError(
-            f"{path}: is not a manifest of patch shards, version {VERSION}; write the shards again"
-        )
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
+        raise InputError(f"{path}: is not a manifest of patch shards, version {VERSION}; write the shards again")
     for side in "ab":
         open_array(path, manifest, side)
     return manifest
@@ -165,7 +158,7 @@ def open_array(path: Path, manifest: dict[str, Any], side: str) -> np.ndarray:
     array_path = path.with_name(manifest["arrays"][side]["file"])
     try:
         array = np.load(array_path, mmap_mode="r")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{array_path}: cannot open the shard ({error}); write the shards again") from None
     if list(array.shape) != manifest["shape"] or array.dtype != np.float16:
         raise InputError(
@@ -179,9 +172,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train", type=Path, nargs="+", required=True, help="records of the training halves")
     parser.add_argument("--val", nargs="*", default=[], help="names of the validation micrographs")
     parser.add_argument("--test", nargs="*", default=[], help="names of the test micrographs")
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="gets the arrays and manifest.json"
-    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets the arrays and manifest.json")
     add_settings_arguments(parser)
 
 

@@ -137,9 +137,7 @@ def run_topaz(
         tail = "\n  ".join(line for _, line in lines[-6:])
         raise InputError(f"Topaz {how}; the last that it printed:\n  {tail}")
     if not used:
-        raise InputError(
-            f"Topaz did not say which device it used; is {environment} what envs/topaz.sh built?"
-        )
+        raise InputError(f"Topaz did not say which device it used; is {environment} what envs/topaz.sh built?")
     return TopazRun(command, used, lines, round(seconds, 3), round(cpu, 3))
 
 

@@ -91,18 +91,14 @@ class TrainSettings:
                 raise InputError(f"train setting {name}: found {getattr(self, name)}, wanted more than 0")
         for name in ("warmup", "average"):
             if not 0 <= getattr(self, name) < 1:
-                raise InputError(
-                    f"train setting {name}: found {getattr(self, name)}, wanted a share from 0 to below 1"
-                )
+                raise InputError(f"train setting {name}: found {getattr(self, name)}, wanted a share from 0 to below 1")
         for name, known in {
             "precision": ("auto", "float32", "bfloat16"),
             "compile": ("auto", "on", "off"),
             "loader": loaders.LOADERS,
         }.items():
             if getattr(self, name) not in known:
-                raise InputError(
-                    f"train setting {name}: found {getattr(self, name)!r}, wanted {' or '.join(known)}"
-                )
+                raise InputError(f"train setting {name}: found {getattr(self, name)!r}, wanted {' or '.join(known)}")
 
 
 def n2n_loss(net: nn.Module, batch: loaders.Batch, autocast: torch.autocast) -> torch.Tensor:
@@ -153,9 +149,7 @@ def delta_umse(net: UNet, pairs: list[pair.Pair], precision: str) -> float:
 def fingerprint(settings: TrainSettings, manifest: dict[str, Any]) -> str:
     """Hash of everything that makes the weights: settings, data, code and torch's version."""
     # How often to look and where the data lies do not change the weights.
-    values = {
-        k: v for k, v in asdict(settings).items() if k not in ("validate_every", "checkpoint_every", "loader")
-    }
+    values = {k: v for k, v in asdict(settings).items() if k not in ("validate_every", "checkpoint_every", "loader")}
     data = [manifest["arrays"][side]["sha256"] for side in "ab"]
     code = codeversion.code_version("train.py", "unet.py", "loaders.py")
     text = json.dumps([values, data, code, torch.__version__], sort_keys=True)
@@ -239,9 +233,7 @@ def train(
     pairs = [pair.load_pair(path) for path in val_records]
     leaked = sorted({p.name for p in pairs} & set(manifest["split"]["train"]))
     if leaked:
-        raise InputError(
-            f"{', '.join(leaked)}: validation micrographs that are in the training shards; wanted others"
-        )
+        raise InputError(f"{', '.join(leaked)}: validation micrographs that are in the training shards; wanted others")
     precision = device.choose_precision(settings.precision, where)
     autocast = device.autocast(precision, where)
     n_bytes = 2 * 2 * math.prod(manifest["shape"])
@@ -250,9 +242,7 @@ def train(
     mark = fingerprint(settings, manifest)
     state = State(settings, where)
     if settings.crop % state.net.grid:
-        raise InputError(
-            f"train setting crop: found {settings.crop}, wanted a multiple of {state.net.grid} px"
-        )
+        raise InputError(f"train setting crop: found {settings.crop}, wanted a multiple of {state.net.grid} px")
     log.say(f"{device.describe(where)}, {precision}; loader {kind}: {why}")
     state.load(checkpoint, mark)
 

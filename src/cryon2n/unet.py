@@ -145,9 +145,7 @@ def load_weights(path: str | Path, device: torch.device | str = "cpu") -> tuple[
             card = f.metadata() or {}
             state = {key: f.get_tensor(key) for key in f.keys()}
     except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"{path}: cannot read the weights ({error}); wanted a file that train-unet wrote"
-        ) from None
+        raise InputError(f"{path}: cannot read the weights ({error}); wanted a file that train-unet wrote") from None
     if "net" not in card:
         raise InputError(f"{path}: holds no cryon2n network; wanted weights that train-unet wrote")
     net = UNet(build(NetSettings, json.loads(card["net"]), str(path)))

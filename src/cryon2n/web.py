@@ -77,14 +77,10 @@ def redirected_url(url: str, location: str) -> str:
         raise InputError(f"{url}: redirects to what is not followed ({error})") from None
     old, new = urllib.parse.urlsplit(url), urllib.parse.urlsplit(target)
     if new.scheme == "http" and old.scheme == "https":
-        raise InputError(
-            f"{url}: redirects to plain http ({target}), which is not followed; check the address"
-        )
+        raise InputError(f"{url}: redirects to plain http ({target}), which is not followed; check the address")
     known = any(f".{new.hostname}".endswith(f".{host}") for host in REDIRECT_HOSTS)
     if new.hostname != old.hostname and not (known and new.scheme == "https"):
-        raise InputError(
-            f"{url}: redirects to another host ({target}), which is not followed; check the address"
-        )
+        raise InputError(f"{url}: redirects to another host ({target}), which is not followed; check the address")
     return target
 
 
@@ -128,9 +124,7 @@ def open_url(
             status = response.status_code
             if status in (408, 425, 429) or status >= 500:
                 wait = integer(response.headers.get("Retry-After")) or 0
-                raise Again(
-                    f"the server answered {status} {response.reason}", wait=min(wait, settings.max_backoff)
-                )
+                raise Again(f"the server answered {status} {response.reason}", wait=min(wait, settings.max_backoff))
             if status not in (200, 206, 416):
                 raise InputError(f"{url}: the server answered {status} {response.reason}; check the address")
             yield response
