@@ -5,7 +5,11 @@ from snakemake.utils import min_version, validate
 min_version("9.19")
 
 
-configfile: "config/config.yaml"
+# A config given with --configfile stands alone: merged into this one, it would inherit 10025's pixel size
+# or gain orientation without a word.
+if not workflow.config_settings.configfiles:
+
+    configfile: "config/config.yaml"
 
 
 validate(config, "workflow/schemas/config.schema.yaml")

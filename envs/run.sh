@@ -17,7 +17,7 @@ wanted=$(cat "$root/pyproject.toml" "$root/envs/constraints.txt" "$root/envs/run
 
 make_environment() {
     local python candidate
-    for candidate in "${CRYON2N_PYTHON:-}" python3.13 python3.12 python3.11 python3; do
+    for candidate in "${CRYON2N_PYTHON:-}" python3 python3.13 python3.12 python3.11; do
         [ -n "$candidate" ] && command -v "$candidate" >/dev/null || continue
         if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
             python=$candidate

@@ -22,13 +22,14 @@ COLUMNS = [
     "frc_beyond_z",
     "cross_correlation",
     "cross_correlation_z",
+    "common_signal_z",
     "half_shift_px",
     "motion_A",
     "defects",
     "flags",
 ]
 # Flags, and from where on: z values in standard deviations of independent noise.
-BEYOND_Z, CROSS_Z, SHIFT_PX, NOISE_RATIO = 5.0, 6.0, 1.0, 1.2
+BEYOND_Z, CROSS_Z, SIGNAL_Z, SHIFT_PX, NOISE_RATIO = 5.0, 6.0, 5.0, 1.0, 1.2
 
 
 def audit_pair(halves: pair.Pair, other: pair.Pair | None) -> tuple[dict[str, Any], np.ndarray]:
@@ -68,10 +69,13 @@ def audit_pair(halves: pair.Pair, other: pair.Pair | None) -> tuple[dict[str, An
     shift = half_shift(a, b)
     if shift > SHIFT_PX:
         flags.append("halves-shifted")
-    n_a, n_b = record["a"]["n_frames"], record["b"]["n_frames"]
-    expected = 1.0 if None in (n_a, n_b) else n_b / n_a
-    measured = high_frequency_power(a) / high_frequency_power(b)
-    if record["alignment"] == "joint" and not 1 / NOISE_RATIO < measured / expected < NOISE_RATIO:
+    signal_z = common_signal(curve, counts)
+    if not signal_z > SIGNAL_Z:
+        flags.append("no-common-signal")
+    # In normalised units the noises must stand to each other as the record says (for sums of a movie: as
+    # 1 / frames): the loss and the whole exposure weigh the halves by it.
+    measured = high_frequency_power(a) / max(high_frequency_power(b), 1e-30)
+    if not 1 / NOISE_RATIO < measured * vb / va < NOISE_RATIO:
         flags.append("unequal-noise")
     path = record["trajectory_A"]
     row = {
@@ -84,6 +88,7 @@ def audit_pair(halves: pair.Pair, other: pair.Pair | None) -> tuple[dict[str, An
         "frc_beyond_z": float(beyond_z),
         "cross_correlation": cross,
         "cross_correlation_z": cross_z,
+        "common_signal_z": signal_z,
         "half_shift_px": shift,
         "motion_A": float("nan")
         if path is None
@@ -92,6 +97,22 @@ def audit_pair(halves: pair.Pair, other: pair.Pair | None) -> tuple[dict[str, An
         "flags": ",".join(flags) or "ok",
     }
     return row, curve
+
+
+def common_signal(curve: np.ndarray, counts: np.ndarray) -> float:
+    """How far the halves' correlation at low frequencies stands above that of unrelated images, in z.
+
+    The most significant of the bands from ring 3 (below lie ice and illumination gradients, which any
+    two micrographs may share) up to 1/32, 1/16, 1/8 and 1/4 of Nyquist.  Halves of one micrograph give
+    tens; an empty micrograph, or halves of two different ones, a few at most.
+
+    Parameters
+    ----------
+    curve, counts : ndarray, shape (n_rings,)
+        FRC of the halves, and Fourier bins per ring.
+    """
+    bands = [slice(3, max(8, len(curve) // d)) for d in (32, 16, 8, 4)]
+    return float(max(np.average(curve[b], weights=counts[b]) * np.sqrt(counts[b].sum() / 2) for b in bands))
 
 
 def crossing(curve: np.ndarray, frequencies: np.ndarray, threshold: float) -> float:

@@ -135,7 +135,9 @@ def pixel_size_of(header: float | None, given: float | None, path: Path) -> floa
     # 1 Å is what many programs write when they do not know.
     if header is None or header == 1.0:
         found = "none" if header is None else "1.0 Å, which is what programs write that do not know it"
-        raise InputError(f"{path}: pixel size missing (header: {found}); set halves: pixel_size_A in the config")
+        raise InputError(
+            f"{path}: pixel size missing (header: {found}); give --pixel-size, or pixel_size_A in the config or sheet"
+        )
     return header
 
 

@@ -281,7 +281,8 @@ def entry_metadata(settings: PhantomSettings) -> dict[str, Any]:
     details = (
         f"Simulated by cryon2n {__version__}. {s.dose_e_per_A2:g} e-/A^2 in {s.n_frames} frames, "
         f"{s.voltage_kV:g} kV, Cs {s.cs_mm:g} mm, amplitude contrast {s.amplitude_contrast:g}, "
-        f"defocus {s.defocus_A[0]:g} to {s.defocus_A[1]:g} A, seed {s.seed}. gain.mrc and dark.mrc are used for gain correction."
+        f"defocus {s.defocus_A[0]:g} to {s.defocus_A[1]:g} A, seed {s.seed}. "
+        "gain.mrc and dark.mrc are used for gain correction."
     )
     return {
         "EMPIAR-00000": {

@@ -95,9 +95,13 @@ def write_shards(
         raise InputError("no training micrographs; wanted at least one record of halves")
     records = [pair.read_record(path) for path in train]
     names = [record["micrograph"] for record in records]
-    leaked = sorted(set(names) & {name for group in held_out.values() for name in group})
-    if leaked:
-        raise InputError(f"{', '.join(leaked)}: in the training set and held out; a micrograph belongs to one split")
+    everyone = names + [name for group in held_out.values() for name in set(group)]
+    twice = sorted({name for name in everyone if everyone.count(name) > 1})
+    if twice:
+        raise InputError(
+            f"{', '.join(twice)}: in more than one of train, val and test (or twice in train); "
+            "a micrograph belongs to one split: name it once"
+        )
     sizes = {record["pixel_size_A"] for record in records}
     if len(sizes) > 1:
         raise InputError(f"pixel sizes differ among the training micrographs: {sorted(sizes)} Å; wanted one")

@@ -1,7 +1,7 @@
 """Names, lists and helpers that the rules share.  No rule here, no work here."""
 
 import json
-import os
+import re
 import sys
 from pathlib import Path
 
@@ -11,9 +11,10 @@ sys.path.insert(0, str(SOURCE))
 from cryon2n import plan as planning
 from cryon2n.codeversion import code_version
 
-# The commands run this checkout's code, whatever is installed.
-shell.prefix(f'export PYTHONPATH="{SOURCE}${{PYTHONPATH:+:$PYTHONPATH}}"; cryon2n() {{ python -m cryon2n "$@"; }}; ')
-os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+# The commands run this checkout's code with the Python that runs Snakemake (under --sdm conda, with the
+# environment's).  Snakemake formats the prefix, hence {{ }}.
+PYTHON = "python" if workflow.deployment_settings.deployment_method else sys.executable
+shell.prefix(f"export PYTHONPATH='{SOURCE}'; PYTHON='{PYTHON}'; " 'cryon2n() {{ "$PYTHON" -m cryon2n "$@"; }}; ')
 
 DATASET = config["dataset"]
 KIND = config["source"]["kind"]

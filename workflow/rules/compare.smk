@@ -28,7 +28,7 @@ rule score_method:
         mem="8GB",
         runtime="1h",
     params:
-        denoised="results/{dataset}/denoised/{method}",
+        denoised=lambda wildcards, input: Path(input.denoised[0]).parent,
         truth=f"--truth data/{DATASET}/truth" if KIND == "phantom" else "",
         labels=optional("--labels", config["compare"]["labels"]),
         code=code_version("compare.py", "metrics.py", "fourier.py", "pair.py"),

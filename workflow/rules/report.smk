@@ -52,7 +52,7 @@ rule write_report:
         runtime="30m",
     params:
         config=json.dumps(config, sort_keys=True),
-        results="results/{dataset}",
+        results=subpath(output.report, parent=True),
         truth=f"--truth data/{DATASET}/truth" if KIND == "phantom" else "",
         code=code_version("report.py", "figures.py", "plan.py"),
     shell:

@@ -57,7 +57,7 @@ rule build_topaz_env:
     params:
         directory=subpath(output.ready, parent=True),
     shell:
-        'bash {input.script:q} {params.directory:q} --python "$(command -v python)" 2>&1 | tee {log:q}'
+        'bash {input.script:q} {params.directory:q} --python "$PYTHON" 2>&1 | tee {log:q}'
 
 
 rule train_topaz:

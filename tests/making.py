@@ -1,0 +1,80 @@
+"""Tiny data that the tests make themselves: images, movies, pairs of halves, shards."""
+
+from pathlib import Path
+
+import numpy as np
+
+from cryon2n import files, fourier, shards
+from cryon2n.halves import normalise_equal, write_halves
+
+
+def field(seed, shape=(128, 160), cutoff=0.15):
+    """A periodic random image (h, w), float64, variance 1, without frequencies beyond `cutoff` cycles per pixel."""
+    spectrum = np.fft.rfft2(np.random.default_rng(seed).standard_normal(shape))
+    s = np.hypot(np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])[None, :])
+    spectrum[(s > cutoff) | (s == 0)] = 0
+    image = np.fft.irfft2(spectrum, s=shape)
+    return image / image.std()
+
+
+def white(seed, shape=(128, 160), sigma=1.0):
+    """White Gaussian noise (h, w), float32."""
+    return (np.random.default_rng(seed).standard_normal(shape) * sigma).astype(np.float32)
+
+
+def moved(image, shift):
+    """The image with its content moved by `shift` = (dy, dx) pixels, periodically."""
+    return fourier.fourier_shift(np.asarray(image, np.float64), shift)
+
+
+def frames(seed, clean, trajectory, dtype=np.uint8):
+    """Counted frames (n, h, w): Poisson counts of ``clean(y - trajectory[t])`` (expected counts per frame)."""
+    rng = np.random.default_rng(seed)
+    return np.stack([rng.poisson(np.clip(moved(clean, t), 0, None)).astype(dtype) for t in trajectory])
+
+
+def write_movie(path, data, pixel_size=1.5):
+    """Write frames (n, h, w) as a movie file and return its path."""
+    files.write_mrc(path, np.asarray(data), pixel_size)
+    return Path(path)
+
+
+def write_pair(directory, name, a, b, pixel_size=1.5, n_frames=(1, 1), valid=None, alignment="unknown"):
+    """Write two images as the halves of micrograph `name`; returns the path of the record."""
+    a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+    valid = valid or [0, a.shape[0], 0, a.shape[1]]
+    sides = normalise_equal(a, b, valid, n_frames)
+    for side, n in zip("ab", n_frames, strict=True):
+        sides[side] = {"frames": None, "n_frames": n, "dose_e_per_A2": None, **sides[side]}
+    record = {
+        "shape": list(a.shape),
+        "pixel_size_A": pixel_size,
+        "valid": valid,
+        **sides,
+        "alignment": alignment,
+        "dose_weighted": None,
+        "trajectory_A": None,
+        "bin": 1,
+        "defects": None,
+    }
+    write_halves(Path(directory) / name, a, b, record, {}, "test")
+    return Path(directory) / f"{name}.json"
+
+
+def write_pairs(directory, n=3, shape=(128, 160), amplitude=0.5, first=0):
+    """Write `n` pairs of one kind of specimen, noise variance 1 in each half; returns the records."""
+    return [
+        write_pair(
+            directory,
+            f"mic{i}",
+            amplitude * field(i, shape) + white(1000 + 2 * i, shape),
+            amplitude * field(i, shape) + white(1001 + 2 * i, shape),
+        )
+        for i in range(first, first + n)
+    ]
+
+
+def write_shards(directory, records, patch=64):
+    """Write patch shards of the records; returns the manifest's path."""
+    shards.write_shards(records, {"val": [], "test": []}, Path(directory), shards.ShardSettings(patch=patch))
+    return Path(directory) / "manifest.json"

@@ -1,0 +1,180 @@
+"""Raw movies: correction by known references, planted defects, and files that are not what they should be."""
+
+import contextlib
+import warnings
+
+import numpy as np
+import pytest
+from making import white, write_movie
+
+from cryon2n import files, movies
+from cryon2n.errors import InputError
+
+SHAPE = (96, 112)
+
+
+def counts(seed=0, mean=4.0, n=20, shape=SHAPE):
+    return np.random.default_rng(seed).poisson(mean, (n, *shape)).astype(np.uint8)
+
+
+@contextlib.contextmanager
+def opened(tmp_path, data, gain=None, dark=None):
+    paths = {"gain": None, "dark": None}
+    for name, reference in (("gain", gain), ("dark", dark)):
+        if reference is not None:
+            paths[name] = tmp_path / f"{name}.mrc"
+            files.write_mrc(paths[name], reference.astype(np.float32), 1.5)
+    with movies.open_movie(write_movie(tmp_path / "m.mrc", data), paths["gain"], paths["dark"]) as movie:
+        yield movie
+
+
+def test_a_frame_is_dark_subtracted_and_then_multiplied_by_the_gain(tmp_path):
+    data = counts()
+    gain, dark = 1 + 0.1 * white(1, SHAPE), 0.5 + 0.1 * white(2, SHAPE)
+    with opened(tmp_path, data, gain, dark) as movie:
+        np.testing.assert_allclose(movie.corrected(3), (data[3] - dark) * gain, rtol=1e-5, atol=1e-6)
+        assert movie.pixel_size == pytest.approx(1.5)
+
+
+def test_counts_above_127_are_not_negative(tmp_path):
+    data = np.full((2, *SHAPE), 250, np.uint8)
+    with opened(tmp_path, data) as movie:
+        assert movie.corrected(0).min() == 250
+
+
+def test_clean_frames_hold_no_defects_beyond_chance(tmp_path):
+    # 7 sigma of a sum of 80 counts: a Poisson tail of about 1e-10 per pixel.
+    with opened(tmp_path, counts()) as movie:
+        assert movies.find_defects(movie).sum() == 0
+
+
+@pytest.mark.parametrize("n", [8, 20])
+def test_few_counts_are_not_taken_for_dead_pixels(tmp_path, n):
+    # 8 electrons in all: exp(-8) of the pixels, about 4 of 10752, are empty by chance.
+    with opened(tmp_path, counts(mean=8 / n, n=n)) as movie:
+        assert movies.find_defects(movie).mean() < 1e-3
+
+
+@pytest.mark.parametrize("mean", [1.2, 4.0])  # 24 electrons in all, 4.9 sigma above a dead pixel; and 80
+def test_each_kind_of_planted_defect_is_found_and_nothing_else(tmp_path, mean):
+    data, gain = counts(mean=mean), np.ones(SHAPE)
+    planted = np.zeros(SHAPE, bool)
+    data[:, 10, 20] = np.random.default_rng(5).poisson(mean * 5, 20)  # hot
+    data[:, 40, 50] = 0  # dead
+    data[:, :, 70] = round(mean)  # a stuck column: every frame the same value
+    gain[80, 90] = 0
+    planted[10, 20] = planted[40, 50] = planted[80, 90] = True
+    planted[:, 70] = True
+    with opened(tmp_path, data, gain) as movie:
+        np.testing.assert_array_equal(movies.find_defects(movie), planted)
+
+
+def test_a_very_hot_pixel_does_not_mark_its_neighbours(tmp_path):
+    data = counts()
+    data[:, 30, 30] = 255
+    with opened(tmp_path, data) as movie:
+        assert np.argwhere(movies.find_defects(movie)).tolist() == [[30, 30]]
+
+
+def test_repair_uses_only_good_neighbours_of_the_same_frame():
+    defects = np.zeros((9, 9), bool)
+    defects[4, 4] = defects[4, 5] = True
+    frame = np.arange(81, dtype=np.float32).reshape(9, 9)
+    frame[defects] = 1e6
+    repaired = movies.Repair(defects)(frame.copy())
+    np.testing.assert_array_equal(repaired[~defects], frame[~defects])
+    around = [frame[y, x] for y in (3, 4, 5) for x in (3, 4, 5) if not defects[y, x]]
+    assert repaired[4, 4] == pytest.approx(np.mean(around))
+
+
+def test_repair_reaches_over_a_dead_block():
+    defects = np.zeros((40, 40), bool)
+    defects[:, 10:17] = True
+    frame = np.full((40, 40), 3.0, np.float32)
+    frame[defects] = np.nan
+    assert (movies.Repair(defects)(frame) == 3).all()
+
+
+@pytest.mark.parametrize("name", sorted(movies.TRANSFORMS))
+def test_a_reference_turned_or_flipped_is_turned_back_by_its_transform(tmp_path, name):
+    right = np.arange(12, dtype=np.float32).reshape(3, 4) + 1
+    stored = next(t(right) for t in movies.TRANSFORMS.values() if np.array_equal(movies.TRANSFORMS[name](t(right)), right))
+    files.write_mrc(tmp_path / "gain.mrc", np.ascontiguousarray(stored), 1.5)
+    write_movie(tmp_path / "m.mrc", counts(n=2, shape=(3, 4)))
+    with movies.open_movie(tmp_path / "m.mrc", tmp_path / "gain.mrc", None, name) as movie:
+        np.testing.assert_array_equal(movie.gain, right)
+
+
+def test_the_transforms_are_the_8_symmetries_of_the_square():
+    image = np.arange(9).reshape(3, 3)
+    assert len({t(image).tobytes() for t in movies.TRANSFORMS.values()}) == len(movies.TRANSFORMS) == 8
+
+
+# ---------------------------------------------------------------------------- bad input
+
+
+def refused(tmp_path, text, **kwargs):
+    with pytest.raises(InputError, match=text), movies.open_movie(tmp_path / "m.mrc", **kwargs):
+        pass
+
+
+def test_a_truncated_movie_is_refused_by_name(tmp_path):
+    path = write_movie(tmp_path / "m.mrc", counts())
+    path.write_bytes(path.read_bytes()[:-1000])
+    refused(tmp_path, r"m\.mrc: not a complete MRC file")
+
+
+@pytest.mark.parametrize("data", [counts(n=1), counts(n=1)[0]])
+def test_a_single_image_is_refused(tmp_path, data):
+    write_movie(tmp_path / "m.mrc", data)
+    refused(tmp_path, r"m\.mrc: holds (one image|1 frame).* at least 2 frames")
+
+
+def test_a_frame_with_nan_is_named(tmp_path):
+    break_nan(tmp_path)
+    with movies.open_movie(tmp_path / "m.mrc") as movie, pytest.raises(InputError, match=r"m\.mrc: frame 7 holds NaN"):
+        movies.find_defects(movie)
+
+
+@pytest.mark.parametrize(("shape", "text"), [((50, 50), "this detector"), (SHAPE[::-1], "turned by 90 degrees")])
+def test_a_gain_of_another_shape_is_refused(tmp_path, shape, text):
+    write_movie(tmp_path / "m.mrc", counts())
+    files.write_mrc(tmp_path / "gain.mrc", np.ones(shape, np.float32), 1.5)
+    refused(tmp_path, text, gain=tmp_path / "gain.mrc")
+
+
+def break_nan(folder):
+    data = counts().astype(np.float32)
+    data[7, 3, 3] = np.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # mrcfile warns of what is planted here
+        write_movie(folder / "m.mrc", data)
+
+
+def break_truncated(folder):
+    (folder / "m.mrc").write_bytes((folder / "m.mrc").read_bytes()[:-9])
+
+
+def break_single(folder):
+    write_movie(folder / "m.mrc", counts(n=1))
+
+
+def break_gain(folder):
+    files.write_mrc(folder / "gain.mrc", np.ones(SHAPE[::-1], np.float32), 1.5)
+
+
+@pytest.mark.parametrize(
+    ("fault", "file"),
+    [(break_nan, "m.mrc"), (break_truncated, "m.mrc"), (break_single, "m.mrc"), (break_gain, "gain.mrc")],
+)
+def test_bad_input_ends_with_2_one_sentence_and_no_output(tmp_path, cryon2n, fault, file):
+    write_movie(tmp_path / "m.mrc", counts())
+    files.write_mrc(tmp_path / "gain.mrc", np.ones(SHAPE, np.float32), 1.5)
+    fault(tmp_path)
+    done = cryon2n(
+        "split-halves", "--movie", tmp_path / "m.mrc", "--gain", tmp_path / "gain.mrc", "--out", tmp_path / "out" / "m",
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1 and file in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
