@@ -4,13 +4,18 @@ from pathlib import Path
 
 import numpy as np
 
-from cryon2n import files, fourier, shards
+from cryon2n import cli, files, fourier, shards
 from cryon2n.halves import normalise_equal, write_halves
+
+
+def command(*args):
+    """Run ``cryon2n ARGS`` in this process (no start-up of torch); returns the exit code."""
+    return cli.main([str(a) for a in args])
 
 
 def field(seed, shape=(128, 160), cutoff=0.15):
     """A periodic random image (h, w), float64, variance 1, without frequencies beyond `cutoff` cycles per pixel."""
-    spectrum = np.fft.rfft2(np.random.default_rng(seed).standard_normal(shape))
+    spectrum = np.fft.rfft2(np.random.default_rng([seed, 1]).standard_normal(shape))
     s = np.hypot(np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])[None, :])
     spectrum[(s > cutoff) | (s == 0)] = 0
     image = np.fft.irfft2(spectrum, s=shape)
@@ -19,7 +24,7 @@ def field(seed, shape=(128, 160), cutoff=0.15):
 
 def white(seed, shape=(128, 160), sigma=1.0):
     """White Gaussian noise (h, w), float32."""
-    return (np.random.default_rng(seed).standard_normal(shape) * sigma).astype(np.float32)
+    return (np.random.default_rng([seed, 2]).standard_normal(shape) * sigma).astype(np.float32)
 
 
 def moved(image, shift):
@@ -29,7 +34,7 @@ def moved(image, shift):
 
 def frames(seed, clean, trajectory, dtype=np.uint8):
     """Counted frames (n, h, w): Poisson counts of ``clean(y - trajectory[t])`` (expected counts per frame)."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, 3])
     return np.stack([rng.poisson(np.clip(moved(clean, t), 0, None)).astype(dtype) for t in trajectory])
 
 

@@ -59,9 +59,13 @@ def audit_pair(halves: pair.Pair, other: pair.Pair | None) -> tuple[dict[str, An
     va, vb = halves.noise_var
     flags = []
     cross = cross_z = float("nan")
+    least_z = SIGNAL_Z
     if other is not None:
         h, w = np.minimum(a.shape, other.b[other.valid].shape)
-        cross, cross_z = high_pass_correlation(a[:h, :w], other.b[other.valid][:h, :w])
+        own, stranger = a[:h, :w], other.b[other.valid][:h, :w]
+        cross, cross_z = high_pass_correlation(own, stranger)
+        # What any two micrographs share (illumination, an ice gradient) does not make a pair.
+        least_z = max(SIGNAL_Z, 2 * common_signal(fourier.frc(own, stranger, edge=16), fourier.ring_counts((h, w))))
         if abs(cross_z) > CROSS_Z:
             flags.append("fixed-pattern")
     if beyond_z > BEYOND_Z:
@@ -70,7 +74,7 @@ def audit_pair(halves: pair.Pair, other: pair.Pair | None) -> tuple[dict[str, An
     if shift > SHIFT_PX:
         flags.append("halves-shifted")
     signal_z = common_signal(curve, counts)
-    if not signal_z > SIGNAL_Z:
+    if not signal_z > least_z:
         flags.append("no-common-signal")
     # In normalised units the noises must stand to each other as the record says (for sums of a movie: as
     # 1 / frames): the loss and the whole exposure weigh the halves by it.

@@ -195,19 +195,7 @@ def draw_cross_frc(
         ax.plot(x, y, style.line, color=style.color, lw=style.width, label=names[method])
     if limit is not None:
         ax.axvspan(1 / limit, stop, color="white", alpha=0.65, lw=0, zorder=3)
-        ax.axvline(1 / limit, color="0.4", lw=0.8, zorder=4)
-        ax.annotate(
-            f"information limit {limit:.3g} Å",
-            (1 / limit, 0.98),
-            (4, 0),
-            "data",
-            "offset points",
-            fontsize=8,
-            color="0.3",
-            rotation=90,
-            va="top",
-            zorder=5,
-        )
+        _mark_limit(ax, limit)
     ax.axhline(0.5, color="0.5", lw=0.7, ls=":")
     ax.set(xlim=(0, stop), ylim=(0, 1.03))
     ax.set_xlabel("spatial frequency (1/Å)", fontsize=9)
@@ -215,6 +203,14 @@ def draw_cross_frc(
     _resolution_axis(ax)
     figure.legend(*ax.get_legend_handles_labels(), fontsize=8, frameon=False, loc="outside right upper")
     return figure
+
+
+def _mark_limit(ax: Axes, limit: float) -> None:
+    ax.axvline(1 / limit, color="0.4", lw=0.8, zorder=4)
+    text = f"information limit {limit:.3g} Å"
+    where = {"xycoords": ax.get_xaxis_transform(), "textcoords": "offset points", "zorder": 5}
+    where["bbox"] = {"facecolor": "white", "alpha": 0.7, "lw": 0, "pad": 1}
+    ax.annotate(text, (1 / limit, 0.98), (4, 0), fontsize=8, color="0.3", rotation=90, va="top", **where)
 
 
 def _shown(curve: tuple[np.ndarray, np.ndarray], stop: float) -> tuple[np.ndarray, np.ndarray]:
@@ -227,24 +223,37 @@ def draw_spectra(
     axis: np.ndarray,
     spectra: Mapping[str, np.ndarray],
     truth: np.ndarray | None,
+    limit: float | None,
     names: Mapping[str, str],
     look: Mapping[str, Look],
 ) -> Figure:
-    """Draw the power spectra (n,) of what each method made, over frequencies `axis` (n,) in 1/Å, and the truth's."""
+    """Draw the power spectra of what each method made, and the truth's.
+
+    Parameters
+    ----------
+    axis : ndarray, shape (n,)
+        Frequencies in 1/Å.
+    spectra : mapping of ndarray, shape (n,)
+    truth : ndarray, shape (n,), or None
+    limit : float or None
+        Information limit in Å; three times its frequency is shown.
+    names, look : mapping
+    """
     figure, (ax,) = _new(7.6, 4.2)
     if truth is not None:
         ax.plot(axis[1:], smooth(truth)[1:], color="black", lw=4, alpha=0.25, label="truth")
     for method, power in spectra.items():
         style = look[method]
-        ax.plot(
-            axis[1:], smooth(power, 3)[1:], style.line, color=style.color, lw=style.width, label=names[method]
-        )
+        ax.plot(axis[1:], smooth(power, 3)[1:], style.line, color=style.color, lw=style.width, label=names[method])
     ax.set_yscale("log")
     # A filter's stop band goes down without end; seven decades below the strongest ring show all that matters.
     top = max(np.nanmax(power[1:]) for power in spectra.values())
     shown = [power[1:][power[1:] > 0] for power in (*spectra.values(), *([] if truth is None else [truth]))]
     low = min((np.nanmin(power) for power in shown if power.size), default=top)
-    ax.set(xlim=(0, axis[-1]), ylim=(max(low / 2, top * 1e-7), top * 3))
+    stop = axis[-1] if limit is None else min(axis[-1], 3 / limit)
+    if limit is not None:
+        _mark_limit(ax, limit)
+    ax.set(xlim=(0, stop), ylim=(max(low / 2, top * 1e-7), top * 3))
     ax.set_xlabel("spatial frequency (1/Å)", fontsize=9)
     ax.set_ylabel("power (white raw noise of a half ≈ 1)", fontsize=9)
     _resolution_axis(ax)
@@ -269,9 +278,7 @@ def draw_training(
     ):
         for model, history in histories.items():
             style = look[model]
-            ax.plot(
-                history["step"], history[column], "o-", ms=2.5, lw=1.4, color=style.color, label=names[model]
-            )
+            ax.plot(history["step"], history[column], "o-", ms=2.5, lw=1.4, color=style.color, label=names[model])
         ax.set_xlabel("step", fontsize=9)
         ax.set_ylabel(label, fontsize=9)
     axes[0].legend(fontsize=8, frameon=False)
@@ -288,23 +295,50 @@ def draw_intervals(
     Parameters
     ----------
     panels : sequence of (title, mapping of (value, low, high))
-        nan is left out.
+        nan is left out; a single value far from all others is written at the edge, with an arrow.
     names, look : mapping
         The methods, in the order of the rows.
     """
-    figure, axes = _new(max(3.2, 2.0 * len(panels) + 1.4), 0.32 * len(names) + 0.9, len(panels), share=True)
+    figure, axes = _new(7.6, 0.26 * len(names) + 0.8, len(panels), share=True)
     for ax, (title, cells) in zip(axes, panels, strict=True):
+        limits = _range_without_outlier([cells[m][0] for m in names if m in cells])
         for row, method in enumerate(names):
             value, low, high = cells.get(method, (np.nan,) * 3)
             if not np.isfinite(value):
                 continue
             style = look[method]
+            if limits and not limits[0] <= value <= limits[1]:
+                right = value > limits[1]
+                text, x, side = (f"{value:.3g} →", 0.98, "right") if right else (f"← {value:.3g}", 0.02, "left")
+                ax.text(
+                    *(x, row, text),
+                    transform=ax.get_yaxis_transform(),
+                    ha=side,
+                    va="center",
+                    fontsize=8,
+                    color=style.color,
+                )
+                continue
             ax.plot([low, high], [row, row], color=style.color, lw=style.width, solid_capstyle="butt")
             ax.plot(value, row, "o" if style.width < 2 else "D", ms=5, color=style.color)
         ax.set_title(title, fontsize=9)
         ax.grid(axis="x", color="0.9", lw=0.6)
         ax.set_axisbelow(True)
-        ax.locator_params(axis="x", nbins=4)
+        ax.locator_params(axis="x", nbins=3)
+        ax.ticklabel_format(axis="x", scilimits=(-2, 4))
+        ax.xaxis.get_offset_text().set_fontsize(7)
     axes[0].set_yticks(range(len(names)), list(names.values()), fontsize=8)
     axes[0].set_ylim(len(names) - 0.4, -0.6)
     return figure
+
+
+def _range_without_outlier(values: Sequence[float]) -> tuple[float, float] | None:
+    """Return a range for all values but the one farthest out, if that one would squeeze the others; else None."""
+    finite = np.sort([v for v in values if np.isfinite(v)])
+    if len(finite) < 4:
+        return None
+    for kept, gap in ((finite[:-1], finite[-1] - finite[-2]), (finite[1:], finite[1] - finite[0])):
+        span = kept[-1] - kept[0]
+        if gap > 4 * span > 0:
+            return float(kept[0] - span), float(kept[-1] + span)
+    return None

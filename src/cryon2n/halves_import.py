@@ -158,9 +158,7 @@ def import_pair(
             "the halves of one micrograph have one shape: check the pairing in the sheet"
         )
     if pixel_size is None and None not in (size_a, size_b) and not np.isclose(size_a, size_b, rtol=1e-4):
-        raise InputError(
-            f"{a_path} has a pixel size of {size_a:.4f} Å but {b_path} {size_b:.4f} Å; give --pixel-size"
-        )
+        raise InputError(f"{a_path} has a pixel size of {size_a:.4f} Å but {b_path} {size_b:.4f} Å; give --pixel-size")
     size = pixel_size_of(size_b if size_a is None else size_a, pixel_size, a_path)
     for path, image in ((a_path, a), (b_path, b)):
         if image.min() == image.max():

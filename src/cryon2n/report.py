@@ -42,8 +42,10 @@ FLAGS = {
     "fixed-pattern": "its half a correlates with another micrograph's half b: a detector pattern (gain, hot pixels)",
     "correlated-noise": "its halves correlate at the highest frequencies, where there is no signal",
     "halves-shifted": "its halves are shifted against each other",
+    "no-common-signal": "its halves have no signal in common: they may not be of one micrograph",
     "unequal-noise": "its halves' noise differs more than their numbers of frames explain",
 }
+MARGIN = 0.2  # of the truth's grey range, added at each end
 CROP = 512  # px: side of the report's pictures
 GALLERY_MICROGRAPHS, GALLERY_SIDE = 6, 1024  # at most
 GALLERY_PIXELS = 32e6  # in all; about 0.35 byte each as JPEG of quality 85, 4/3 of that inlined: < 15 MB
@@ -66,8 +68,9 @@ class Subject:
 def load_subject(record: Path, truth_directory: Path | None, limit: float | None) -> Subject:
     """Load a test micrograph and choose its grey ranges, without looking at any method's result.
 
-    One range for all denoised images: the 0.5 and 99.5 percentiles of the truth; without a truth, of the
-    raw exposure low-passed at the information limit `limit` (Å).
+    One range for all denoised images: the 0.5 and 99.5 percentiles of the truth, widened by a fifth of
+    their distance at each end (an estimate has some noise about a flat background); without a truth, of
+    the raw exposure low-passed at the information limit `limit` (Å), whose noise has widened them.
     """
     pair = load_pair(record)
     if truth_directory is not None:
@@ -78,7 +81,9 @@ def load_subject(record: Path, truth_directory: Path | None, limit: float | None
         image, region = None, pair.valid
         cutoff = min(0.5, pair.pixel_size / limit) if limit else 0.1
         source = filters.apply({"method": "lowpass", "setting": {"full": cutoff}}, pair.full, "full")
-    limits = figures.grey_limits(source[region])
+    low, high = figures.grey_limits(source[region])
+    margin = 0.0 if image is None else MARGIN * (high - low)
+    limits = low - margin, high + margin
     return Subject(pair, image, region, limits, figures.grey_limits(pair.full[region]))
 
 
@@ -165,7 +170,7 @@ def audit_words(results: Path) -> dict[str, Any] | None:
     table, figure = results / "halves/audit.tsv", results / "halves/audit.png"
     if not table.exists():
         return None
-    rows = files.read_table(table, audit.COLUMNS)
+    rows = files.read_table(table, ("micrograph", "frc_beyond_z", "flags"))
     flagged = []
     for row in rows:
         if row["flags"] != "ok":
@@ -200,7 +205,9 @@ def training(results: Path, models: Sequence[str], names: Mapping[str, str], loo
     return {"facts": facts, "uri": figures.svg_uri(plot) if plot else None}
 
 
-def provenance(results: Path, config: Mapping[str, Any], tests: Sequence[str], methods: Sequence[str]) -> dict[str, Any]:
+def provenance(
+    results: Path, config: Mapping[str, Any], tests: Sequence[str], methods: Sequence[str]
+) -> dict[str, Any]:
     """Return what made the numbers: config, versions, split, plan, filters' settings, Topaz's records."""
     packages = ("numpy", "scipy", "scikit-image", "pandas", "matplotlib", "torch", "snakemake")
     versions = {"cryon2n": __version__, "Python": platform.python_version()}
@@ -270,10 +277,10 @@ def build(
     tests = [path.stem for path in records]
     log.say(f"{len(tables.methods)} methods, {len(tests)} test micrographs, {len(subjects)} of them shown")
 
-    panels = [
-        (f"{m.title}{f' ({m.unit})' if m.unit else ''}", {x: (c.value, c.low, c.high) for x, c in cells[m.metric].items()})
-        for m in shown
-    ]
+    panels = []
+    for m in shown:
+        title = f"{m.title} ({m.unit})" if m.unit else m.title
+        panels.append((title, {x: (c.value, c.low, c.high) for x, c in cells[m.metric].items()}))
     curves = {m: part.sort_values("frequency") for m, part in tables.curves.groupby("method", sort=False)}
     first = next(iter(curves.values()))
     axis, spectra, truth_spectrum = mean_spectra(subjects, denoised, tables.methods)
@@ -286,15 +293,14 @@ def build(
             names,
             look,
         ),
-        "spectra": figures.draw_spectra(axis, spectra, truth_spectrum, names, look),
+        "spectra": figures.draw_spectra(axis, spectra, truth_spectrum, limit, names, look),
     }
     view = pictures(subjects[0], denoised, tables.methods, names)
     by_method = {t["method"]: t for t in view["images"]}
     context = {
         "dataset": config.get("dataset", results.name),
         "source": (config.get("source") or {}).get("kind"),
-        "own": names[tables.ours[0]] if tables.ours else None,
-        "ours": [names[m] for m in tables.ours],
+        "ours": tables.ours,
         "names": names,
         "look": look,
         "measures": shown,

@@ -137,6 +137,8 @@ def cell_text(cell: Cell, digits: int) -> tuple[str | None, str | None]:
     """Return value and interval as text; None where there is none."""
     if not np.isfinite(cell.value):
         return None, None
+    if cell.value == cell.low == cell.high == 0:
+        return "0", "the reference"
     spread = (cell.high - cell.low) / 2
     value = number(cell.value, digits, spread)
     if not np.isfinite(spread):
@@ -199,23 +201,29 @@ def verdicts(tables: Tables, cells: Mapping[str, Mapping[str, Cell]], names: Map
         if not rest:
             out.append(f"{m.title}: {names[own]} has {value}; no other method has a value.")
             continue
-        by = _difference(tables, own, rest[0], m, column)
+        by, clear = _difference(tables, own, rest[0], m, column)
         if ahead:
-            also = f" (so {'are' if len(ahead) > 2 else 'is'} {listed([names[x] for x in ahead[1:]])})" if ahead[1:] else ""
-            out.append(f"{m.title}: {names[own]} does not win ({value}). {names[rest[0]]} is ahead of it {by}{also}.")
+            also = ""
+            if ahead[1:]:
+                also = f"; so {'are' if len(ahead) > 2 else 'is'} {listed([names[x] for x in ahead[1:]])}"
+            out.append(f"{m.title}: {names[own]} ({value}) does not win; {names[rest[0]]} is ahead of it {by}{also}.")
         elif column[rest[0]].value == column[own].value:
             out.append(f"{m.title}: {names[own]} ({value}) ties with {names[rest[0]]}.")
         else:
-            won.append(m.title)
-            out.append(f"{m.title}: {names[own]} is best ({value}). The next, {names[rest[0]]}, is behind {by}.")
+            won.append(m.title if clear else f"{m.title} (undecided)")
+            out.append(f"{m.title}: {names[own]} is best ({value}); the next, {names[rest[0]]}, is behind {by}.")
     total = len([m for m in MEASURES if m.metric in cells])
-    lead = "every measure" if len(won) == total else "none of the measures" if not won else listed(won)
-    tail = "" if len(won) in (0, total) else ", and not in the others"
-    return [f"{names[own]} is best in {lead} of this table{tail}.", *out]
+    if len(won) == total and not any(title.endswith("(undecided)") for title in won):
+        lead = "every measure of this table"
+    elif won:
+        lead = listed(won) + ("" if len(won) == total else ", and not in the other measures of this table")
+    else:
+        lead = "none of the measures of this table"
+    return [f"{names[own]} is best in {lead}.", *out]
 
 
-def _difference(tables: Tables, own: str, other: str, m: Measure, column: Mapping[str, Cell]) -> str:
-    """Say by how much two methods differ, with the paired interval where the tables hold one."""
+def _difference(tables: Tables, own: str, other: str, m: Measure, column: Mapping[str, Cell]) -> tuple[str, bool]:
+    """Say by how much two methods differ, and whether the paired interval (where there is one) leaves zero out."""
     if m.metric != "cross_frc":
         d = tables.paired(own, other, (m.estimator, m.metric))
     elif tables.reference == other:
@@ -224,12 +232,16 @@ def _difference(tables: Tables, own: str, other: str, m: Measure, column: Mappin
         d = Cell(column[own].value - column[other].value, np.nan, np.nan, 0)
     low, high = sorted((abs(d.low), abs(d.high)))
     spread = (d.high - d.low) / 2
-    text = " ".join(filter(None, (f"by {number(abs(d.value), m.digits, spread)}", m.unit)))
+    amount = number(abs(d.value), m.digits, spread)
+    if float(amount) == 0 and d.value:
+        amount = f"less than {10.0**-m.digits:.{m.digits}f}"
+    text = " ".join(filter(None, (f"by {amount}", m.unit)))
     if not np.isfinite(spread):
-        return f"{text} (no paired interval)"
+        return f"{text} (no paired interval)", False
     if d.low <= 0 <= d.high:
-        return f"{text}, but the paired 95 % interval holds zero: undecided"
-    return f"{text} (paired 95 % interval {number(low, m.digits, spread)} to {number(high, m.digits, spread)})"
+        return f"{text}, but the paired 95 % interval holds zero: undecided", False
+    interval = f"{number(low, m.digits, spread)} to {number(high, m.digits, spread)}"
+    return f"{text} (paired 95 % interval {interval})", True
 
 
 def headline_rows(
@@ -244,9 +256,7 @@ def headline_rows(
         for m in shown:
             cell = cells[m.metric][method]
             value, interval = cell_text(cell, m.digits)
-            row["cells"].append(
-                {"value": value, "interval": interval, "n": cell.n, "best": method in best[m.metric]}
-            )
+            row["cells"].append({"value": value, "interval": interval, "n": cell.n, "best": method in best[m.metric]})
         rows.append(row)
     return rows
 

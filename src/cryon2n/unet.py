@@ -149,5 +149,8 @@ def load_weights(path: str | Path, device: torch.device | str = "cpu") -> tuple[
     if "net" not in card:
         raise InputError(f"{path}: holds no cryon2n network; wanted weights that train-unet wrote")
     net = UNet(build(NetSettings, json.loads(card["net"]), str(path)))
-    net.load_state_dict(state)
+    try:
+        net.load_state_dict(state)
+    except RuntimeError:
+        raise InputError(f"{path}: its tensors are not those of its network; train again with this program") from None
     return net.to(device).eval(), card

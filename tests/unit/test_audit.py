@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from making import field, white, write_pair
 
 from cryon2n import audit, files, fourier, pair
+from making import field, white, write_pair
 
 SHAPE = (192, 224)
 N = 3
@@ -76,10 +76,7 @@ def test_one_repeated_frame_of_16_is_flagged(tmp_path):
 
 def test_a_fixed_pattern_of_an_uncorrected_gain_is_flagged(tmp_path):
     pattern = white(999, SHAPE, 0.3)
-    assert all(
-        {"fixed-pattern", "correlated-noise"} <= f
-        for f in flags(rows_of(tmp_path, lambda i: tuple(x + pattern for x in good(i)))[0])
-    )
+    assert all("fixed-pattern" in f for f in flags(rows_of(tmp_path, lambda i: tuple(x + pattern for x in good(i)))[0]))
 
 
 def test_swapped_pairs_are_flagged_and_only_they(tmp_path):

@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from making import field, frames, moved, write_movie
 
 from cryon2n import files, halves, movies, pair
 from cryon2n.errors import InputError
+from making import field, frames, moved, write_movie
 
 SHAPE = (128, 160)
 STILL = {"smoothness": 0.0, "max_shift_A": 1e-3}  # no shift is within reach
@@ -128,9 +128,7 @@ def test_a_missing_pixel_size_is_a_sentence(tmp_path, cryon2n, header):
     done = cryon2n("split-halves", "--movie", tmp_path / "m.mrc", "--out", tmp_path / "h" / "m", check=False)
     assert done.returncode == 2 and "m.mrc: pixel size missing" in done.stderr
     assert not (tmp_path / "h").exists()
-    cryon2n(
-        "split-halves", "--movie", tmp_path / "m.mrc", "--out", tmp_path / "h" / "m", "--set", "pixel_size_A=1.25"
-    )
+    cryon2n("split-halves", "--movie", tmp_path / "m.mrc", "--out", tmp_path / "h" / "m", "--set", "pixel_size_A=1.25")
     assert json.loads((tmp_path / "h" / "m.json").read_text())["pixel_size_A"] == 1.25
 
 

@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from making import field, white
 
 from cryon2n import files, halves_import, pair
 from cryon2n.errors import InputError
+from making import field, white
 
 SHAPE = (256, 320)
 
@@ -173,5 +173,6 @@ def test_real_apoferritin_pairs_of_1_and_49_frames(shared_data, tmp_path, cryon2
     )  # fmt: skip
     assert (tmp_path / "audit.png").stat().st_size > 1000, done.stderr
     for row in files.read_table(tmp_path / "audit.tsv", ["micrograph", "frc_beyond_z", "flags"]):
-        flags = set(row["flags"].split(","))
-        assert not flags & {"no-common-signal", "halves-shifted", "correlated-noise"}, row
+        # Warnings are right here: the single frame is not aligned to the average, and the detector's pattern shows.
+        assert not set(row["flags"].split(",")) - {"halves-shifted", "fixed-pattern"}, row
+        assert abs(float(row["frc_beyond_z"])) < 5

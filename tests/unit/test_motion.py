@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from making import field, frames
 from scipy import fft
 
 from cryon2n import motion
 from cryon2n.errors import InputError
+from making import field, frames
 
 PIXEL = 1.5  # Å
 

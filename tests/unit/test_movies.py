@@ -5,10 +5,10 @@ import warnings
 
 import numpy as np
 import pytest
-from making import white, write_movie
 
 from cryon2n import files, movies
 from cryon2n.errors import InputError
+from making import white, write_movie
 
 SHAPE = (96, 112)
 
@@ -98,7 +98,9 @@ def test_repair_reaches_over_a_dead_block():
 @pytest.mark.parametrize("name", sorted(movies.TRANSFORMS))
 def test_a_reference_turned_or_flipped_is_turned_back_by_its_transform(tmp_path, name):
     right = np.arange(12, dtype=np.float32).reshape(3, 4) + 1
-    stored = next(t(right) for t in movies.TRANSFORMS.values() if np.array_equal(movies.TRANSFORMS[name](t(right)), right))
+    stored = next(
+        t(right) for t in movies.TRANSFORMS.values() if np.array_equal(movies.TRANSFORMS[name](t(right)), right)
+    )
     files.write_mrc(tmp_path / "gain.mrc", np.ascontiguousarray(stored), 1.5)
     write_movie(tmp_path / "m.mrc", counts(n=2, shape=(3, 4)))
     with movies.open_movie(tmp_path / "m.mrc", tmp_path / "gain.mrc", None, name) as movie:

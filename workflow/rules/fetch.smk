@@ -27,7 +27,7 @@ if KIND == "phantom":
         params:
             settings=settings("source", "phantom"),
             n=len(MICROGRAPHS),
-            code=code_version("phantom.py", "phantom_molecule.py", "phantom_stage.py"),
+            code=code_version("phantom.py", "phantom_molecule.py", "phantom_stage.py", "fourier.py"),
         shell:
             "cryon2n simulate-references --settings {params.settings:q} --set n_movies={params.n} --gain {output.gain:q} --dark {output.dark:q} "
             "--entry {output.entry:q} 2>&1 | tee {log:q}"

@@ -19,7 +19,24 @@ rule plan:
     threads: 1
     params:
         config=json.dumps(config, sort_keys=True),
-        code=code_version("plan.py", "shards.py", "loaders.py", "empiar.py"),
+        code=code_version(
+            "plan.py",
+            "device.py",
+            "download.py",
+            "empiar.py",
+            "fourier.py",
+            "halves.py",
+            "halves_import.py",
+            "loaders.py",
+            "motion.py",
+            "movies.py",
+            "pair.py",
+            "phantom.py",
+            "phantom_molecule.py",
+            "phantom_stage.py",
+            "shards.py",
+            "web.py",
+        ),
     shell:
         "cryon2n plan --config-json {params.config:q} --out {output.text:q} 2>&1 | tee {log:q}"
 
@@ -54,7 +71,18 @@ rule write_report:
         config=json.dumps(config, sort_keys=True),
         results=subpath(output.report, parent=True),
         truth=f"--truth data/{DATASET}/truth" if KIND == "phantom" else "",
-        code=code_version("report.py", "figures.py", "plan.py"),
+        code=code_version(
+            "report.py",
+            "audit.py",
+            "compare.py",
+            "figures.py",
+            "filters.py",
+            "fourier.py",
+            "metrics.py",
+            "pair.py",
+            "pooling.py",
+            "report_tables.py",
+        ),
     shell:
         "cryon2n write-report --config-json {params.config:q} --results {params.results:q} --test {input.records:q} "
         "{params.truth} --report {output.report:q} --gallery {output.gallery:q} 2>&1 | tee {log:q}"

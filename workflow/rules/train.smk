@@ -34,7 +34,19 @@ rule train_unet:
     params:
         settings=lambda wildcards: settings("models", wildcards.model),
         device=DEVICE,
-        code=code_version("train.py", "unet.py", "loaders.py", "shards.py", "denoise.py", "device.py", "pair.py"),
+        code=code_version(
+            "train.py",
+            "unet.py",
+            "loaders.py",
+            "shards.py",
+            "denoise.py",
+            "device.py",
+            "pair.py",
+            "halves.py",
+            "movies.py",
+            "motion.py",
+            "fourier.py",
+        ),
     shell:
         "cryon2n train-unet --manifest {input.manifest:q} --val {input.val:q} --weights {output.weights:q} "
         "--metrics {output.metrics:q} --history {output.history:q} --device {params.device} --threads {threads} "

@@ -1,0 +1,253 @@
+"""Training: the loss and the schedule in closed form, that it learns, and that a killed run goes on exactly."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cryon2n import device, loaders, pair, train, unet
+from cryon2n.errors import InputError
+from making import command, field, white, write_pair, write_pairs, write_shards
+
+CPU = torch.device("cpu")
+TINY = {
+    "steps": 12, "batch": 2, "crop": 32, "seed": 5, "precision": "float32", "compile": "off", "loader": "ram",
+    "validate_every": 4, "checkpoint_every": 4, "net": {"stride": 2, "channels": [4, 6]},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Shards of two micrographs and the record of a third."""
+    folder = tmp_path_factory.mktemp("data")
+    records = write_pairs(folder / "h", n=3, shape=(96, 128))
+    return write_shards(folder / "s", records[:2]), records[2]
+
+
+def arguments(data, out, **changes):
+    return [
+        "train-unet", "--manifest", data[0], "--val", data[1], "--weights", out / "weights.safetensors",
+        "--metrics", out / "metrics.json", "--history", out / "log.csv", "--device", "cpu", "--threads", 1,
+        "--settings", json.dumps({**TINY, **changes}),
+    ]  # fmt: skip
+
+
+def same_weights(one, other):
+    x, y = load_file(one / "weights.safetensors"), load_file(other / "weights.safetensors")
+    return x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
+
+
+@pytest.fixture(scope="module")
+def whole_run(data, tmp_path_factory):
+    """A run that nothing disturbs."""
+    out = tmp_path_factory.mktemp("whole")
+    assert command(*arguments(data, out)) == 0
+    return out
+
+
+# ---------------------------------------------------------------------------- loss and schedule
+
+
+def test_the_loss_is_the_variance_weighted_mean_of_both_directions():
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(2, 1, 8, 8, generator=generator) for _ in "ab")
+    va, vb = torch.tensor([1.0, 0.2]), torch.tensor([1.0, 1.8])
+    loss = train.n2n_loss(lambda x: 0.5 * x, loaders.Batch(a, b, va, vb), device.autocast("float32", CPU))
+    expected = []
+    for k in range(2):
+        mean = (va[k] + vb[k]) / 2
+        expected += [((0.5 * a[k] - b[k]) ** 2).mean() * mean / vb[k], ((0.5 * b[k] - a[k]) ** 2).mean() * mean / va[k]]
+    assert loss.item() == pytest.approx(float(np.mean(expected)), rel=1e-6)
+
+
+def test_equal_halves_give_the_plain_mean_squared_error():
+    a, b, v = torch.randn(3, 1, 8, 8), torch.randn(3, 1, 8, 8), torch.full((3,), 0.8)
+    loss = train.n2n_loss(lambda x: x, loaders.Batch(a, b, v, v), device.autocast("float32", CPU))
+    assert loss.item() == pytest.approx((a - b).square().mean().item(), rel=1e-6)
+
+
+def test_the_best_constant_factor_is_the_wiener_one():
+    # f(x) = c x on signal variance S and noise V has its least loss at c = S / (S + V), whatever the target's noise.
+    generator = torch.Generator().manual_seed(1)
+    s = torch.randn(4, 1, 128, 128, generator=generator) * 0.7
+    a, b = (s + torch.randn(s.shape, generator=generator) for _ in "ab")
+    batch = loaders.Batch(a, b, torch.ones(4), torch.ones(4))
+    c = torch.tensor(0.0, requires_grad=True)
+    loss = train.n2n_loss(lambda x: c * x, batch, device.autocast("float32", CPU))
+    (gradient,) = torch.autograd.grad(loss, c)
+    power = (a.square().mean() + b.square().mean()) / 2
+    assert float(-gradient / (2 * power)) == pytest.approx(0.49 / 1.49, abs=0.02)
+
+
+def test_the_rate_rises_linearly_and_falls_as_a_cosine():
+    s = train.TrainSettings(steps=1000, rate=2e-3, warmup=0.1)
+    assert train.learning_rate(0, s) == pytest.approx(2e-5)
+    assert train.learning_rate(49, s) == pytest.approx(1e-3)
+    assert train.learning_rate(99, s) == train.learning_rate(100, s) == pytest.approx(2e-3)
+    assert train.learning_rate(550, s) == pytest.approx(1e-3)
+    assert train.learning_rate(325, s) == pytest.approx(1e-3 * (1 + math.cos(math.pi / 4)))
+    assert 0 < train.learning_rate(999, s) < 1e-7
+    rates = [train.learning_rate(k, s) for k in range(1000)]
+    assert max(rates) == 2e-3 and all(x >= y for x, y in zip(rates[100:], rates[101:]))
+
+
+def test_the_average_is_short_at_first_and_never_longer_than_asked():
+    s = train.TrainSettings(steps=1000, average=0.02)  # a window of 20 steps
+    assert train.average_decay(0, s) == pytest.approx(0.1)
+    assert train.average_decay(10**6, s) == pytest.approx(0.95)
+    assert train.average_decay(5, train.TrainSettings(average=0.0)) == 0
+
+
+def test_delta_umse_is_the_gain_over_the_raw_half(tmp_path, monkeypatch):
+    s = field(1)
+    s -= s.mean()
+    record = write_pair(tmp_path, "m", s + white(1), s + white(2))
+    p = pair.load_pair(record)
+    monkeypatch.setattr(train, "denoise_image", lambda net, x, **_: 0.5 * x)
+    # Truth: E(cx - s)² - E(x - s)² = (1 - c)² S + c² V - V with S = V = 1 and c = 1/2, in units of the scale².
+    expected = (0.25 + 0.25 - 1) / p.record["a"]["scale"] ** 2
+    assert train.delta_umse(None, [p], "float32") == pytest.approx(expected, rel=0.1)
+
+
+# ---------------------------------------------------------------------------- learning
+
+
+def test_it_learns_to_beat_the_raw_half(data, tmp_path):
+    settings = train.TrainSettings(
+        **{
+            **TINY,
+            "steps": 120,
+            "batch": 4,
+            "rate": 5e-3,
+            "validate_every": 60,
+            "net": {"stride": 2, "channels": (12,)},
+        }
+    )
+    torch.set_num_threads(1)
+    net, metrics, rows = train.train(data[0], [data[1]], settings, CPU, tmp_path / "last.ckpt")
+    p = pair.load_pair(data[1])
+    noise = np.mean(p.noise_var)
+    assert [row["step"] for row in rows] == [60, 120]
+    # Half of the noise at least is gone (a zero image would give signal - noise: the signal is a fifth of the noise).
+    signal = 0.25 / p.record["a"]["scale"] ** 2
+    assert metrics["val_delta_umse"] < signal - noise - 0.1 * signal
+    assert metrics["val_delta_umse"] == pytest.approx(train.delta_umse(net, [p], "float32"))
+    assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+def test_the_command_writes_weights_card_metrics_and_log(whole_run, data):
+    metrics = json.loads((whole_run / "metrics.json").read_text())
+    assert metrics["steps"] == 12 and metrics["loader"] == "ram" and metrics["settings"]["seed"] == 5
+    assert metrics["fingerprint"] and metrics["parameters"] > 0
+    lines = (whole_run / "log.csv").read_text().splitlines()
+    assert lines[0].split(",") == list(train.LOG_COLUMNS) and [x.split(",")[0] for x in lines[1:]] == ["4", "8", "12"]
+    net, card = unet.load_weights(whole_run / "weights.safetensors")
+    assert json.loads(card["trained_on"]) == ["mic0", "mic1"] and card["pixel_size_A"] == "1.5"
+    assert net.settings.channels == (4, 6)
+    assert not (whole_run / "checkpoints" / "last.ckpt").exists()  # done: nothing to go on from
+
+
+# ---------------------------------------------------------------------------- resume
+
+
+def start_and_kill(command, checkpoint):
+    """Start the command, and end it with SIGKILL as soon as there is a checkpoint; returns whether it was in time."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cryon2n", *map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    began = time.monotonic()
+    while process.poll() is None and not checkpoint.exists() and time.monotonic() - began < 60:
+        time.sleep(0.002)
+    if process.poll() is None:
+        os.kill(process.pid, signal.SIGKILL)
+    return process.wait() == -signal.SIGKILL
+
+
+LONG = {"steps": 150, "checkpoint_every": 7}
+
+
+def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(data, tmp_path, cryon2n, capsys):
+    killed, reference = tmp_path / "killed", tmp_path / "reference"
+    checkpoint = killed / "checkpoints" / "last.ckpt"
+    assert start_and_kill(arguments(data, killed, **LONG), checkpoint)
+    assert checkpoint.exists() and not (killed / "weights.safetensors").exists()
+    assert "resumed at step" in cryon2n(*arguments(data, killed, **LONG)).stderr
+    assert command(*arguments(data, reference, **LONG)) == 0
+    assert "resumed" not in capsys.readouterr().err
+    assert same_weights(killed, reference)
+    steps = [[line.split(",")[0] for line in (x / "log.csv").read_text().splitlines()] for x in (killed, reference)]
+    assert steps[0] == steps[1]
+
+
+def test_a_checkpoint_of_other_settings_or_a_damaged_one_is_set_aside(data, whole_run, tmp_path, capsys):
+    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
+    assert start_and_kill(arguments(data, tmp_path, **LONG), checkpoint)
+    kept = tmp_path / "kept.ckpt"
+    shutil.copy(checkpoint, kept)
+    assert command(*arguments(data, tmp_path)) == 0
+    assert "made with other settings, data or code" in capsys.readouterr().err and same_weights(tmp_path, whole_run)
+    checkpoint.parent.mkdir(exist_ok=True)
+    checkpoint.write_bytes(kept.read_bytes()[:-100])
+    assert command(*arguments(data, tmp_path)) == 0
+    assert "cannot read the checkpoint" in capsys.readouterr().err and same_weights(tmp_path, whole_run)
+
+
+def test_the_loader_and_how_often_to_look_do_not_change_the_weights(data, whole_run, tmp_path):
+    assert command(*arguments(data, tmp_path, loader="stream", validate_every=5, checkpoint_every=3)) == 0
+    assert same_weights(tmp_path, whole_run)
+
+
+def test_another_seed_gives_other_weights(data, whole_run, tmp_path):
+    assert command(*arguments(data, tmp_path, seed=6)) == 0
+    assert not same_weights(tmp_path, whole_run)
+
+
+def test_the_fingerprint_holds_settings_and_data(data):
+    manifest = json.loads(data[0].read_text())
+    one = train.TrainSettings()
+    mark = train.fingerprint(one, manifest)
+    assert mark == train.fingerprint(train.TrainSettings(loader="stream", validate_every=7), manifest)
+    assert mark != train.fingerprint(train.TrainSettings(rate=2e-3), manifest)
+    assert mark != train.fingerprint(train.TrainSettings(net={"blocks": 2}), manifest)
+    manifest["arrays"]["b"]["sha256"] = "0" * 64
+    assert mark != train.fingerprint(one, manifest)
+
+
+# ---------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"stepz": 3}, "unknown setting 'stepz'"),
+        ({"steps": "many"}, "found 'many', wanted int"),
+        ({"steps": 0}, "steps: found 0"),
+        ({"warmup": 1.0}, "warmup: found 1.0"),
+        ({"precision": "float8"}, "precision: found 'float8'"),
+        ({"crop": 30, "net": {"stride": 4}}, "multiple of"),
+        ({"crop": 4096}, "hold no crop of 4096"),
+        ({"net": {"strides": 4}}, "unknown setting 'strides'"),
+        ({"loader": "gpu"}, "CUDA device"),
+    ],
+)
+def test_bad_settings_are_refused_with_a_sentence(data, tmp_path, capsys, changes, text):
+    assert command(*arguments(data, tmp_path / "out", **changes)) == 2
+    error = capsys.readouterr().err
+    assert text in error.splitlines()[-1] and "Traceback" not in error
+    assert not (tmp_path / "out" / "weights.safetensors").exists()
+
+
+def test_a_validation_micrograph_from_the_training_set_is_refused(data, tmp_path):
+    leaked = data[1].with_name("mic0.json")
+    settings = train.TrainSettings(**{**TINY, "net": {"stride": 2, "channels": (4, 6)}})
+    with pytest.raises(InputError, match="mic0: validation micrographs that are in the training shards"):
+        train.train(data[0], [leaked], settings, CPU, tmp_path / "last.ckpt")
