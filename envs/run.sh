@@ -13,7 +13,8 @@ fail() { say "error: $*"; exit 2; }
 [ $# -gt 0 ] || fail "usage: bash envs/run.sh COMMAND ...   for example: bash envs/run.sh cryon2n --help"
 
 # The environment is right when it was made from these very pins.
-wanted=$(cat "$root/pyproject.toml" "$root/envs/constraints.txt" "$root/envs/run.sh" | sha256sum | cut -c1-16)
+# (Tool settings at the end of pyproject.toml install nothing.)
+wanted=$({ sed '/^\[tool\./,$d' "$root/pyproject.toml"; cat "$root/envs/constraints.txt"; } | sha256sum | cut -c1-16)
 
 make_environment() {
     local python candidate
@@ -34,7 +35,7 @@ make_environment() {
             fail "please run: sudo apt install python3-venv"
     fi
     say "making $venv with $("$python" --version); a few minutes the first time"
-    "$python" -m venv --clear "$venv"
+    "$venv/bin/python" -c '' 2>/dev/null || "$python" -m venv --clear "$venv"
     # The project itself is installed by reference, so that edits of src/ count at once.
     "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off -q \
         -c "$root/envs/constraints.txt" -e "$root[dev,slurm]" >&2 ||

@@ -68,7 +68,7 @@ def audit_pair(halves: pair.Pair, other: pair.Pair | None) -> tuple[dict[str, An
         least_z = max(SIGNAL_Z, 2 * common_signal(fourier.frc(own, stranger, edge=16), fourier.ring_counts((h, w))))
         if abs(cross_z) > CROSS_Z:
             flags.append("fixed-pattern")
-    if beyond_z > BEYOND_Z:
+    if not beyond_z <= BEYOND_Z:  # nan too: without noise of their own there is nothing to be independent
         flags.append("correlated-noise")
     shift = half_shift(a, b)
     if shift > SHIFT_PX:
@@ -239,8 +239,8 @@ def _run(args: argparse.Namespace) -> None:
     if broken:
         raise InputError(
             f"{', '.join(broken)}: the halves' noises are correlated (FRC {max(r['frc_beyond'] for r in rows):.2f} "
-            "at the highest frequencies; independent noise gives 0); the same frames are in both halves, or a fixed pattern: "
-            "make the halves again or leave these micrographs out"
+            "at the highest frequencies; independent noise gives 0); the same frames are in both halves, or a fixed "
+            "pattern: make the halves again or leave these micrographs out"
         )
     draw(rows, curves, args.figure)
     files.write_table(args.table, rows, COLUMNS)

@@ -197,7 +197,8 @@ def _check_sums(a: np.ndarray, b: np.ndarray, n_frames: tuple[int, int], path: P
     if not 1 / 2 < found / expected < 2:
         raise InputError(
             f"{path}: its noise variance is {found:.3g} times the other half's; sums of {n_frames[0]} and "
-            f"{n_frames[1]} frames in the same counts give {expected:.3g}: correct the frame numbers, or take --units fit"
+            f"{n_frames[1]} frames in the same counts give {expected:.3g}: correct the frame numbers, or take "
+            "--units fit"
         )
 
 

@@ -155,16 +155,17 @@ def cross_frc(p: Mapping[str, np.ndarray], direction: str = "both") -> np.ndarra
     p : mapping
         Ring powers, shape (..., n_rings), summed over micrographs first.
     direction : {"both", "ab", "ba"}
-        f(a) scored on b, f(b) scored on a, or the powers of both added.
+        f(a) scored on b, f(b) scored on a, or the mean of the two curves.  Not the curve of the added
+        powers: with unequal halves a filter that passes more of the cleaner half would raise that.
 
     Returns
     -------
     ndarray, shape (..., n_rings)
         nan where ``<a, b>`` is not positive (no signal to be found), 0 where the method left no power.
     """
-    weight = {"both": (0.5, 0.5), "ab": (1, 0), "ba": (0, 1)}[direction]
-    cross = weight[0] * p["fa_b"] + weight[1] * p["fb_a"]
-    own = weight[0] * p["fa_fa"] + weight[1] * p["fb_fb"]
+    if direction == "both":
+        return (cross_frc(p, "ab") + cross_frc(p, "ba")) / 2
+    cross, own = (p["fa_b"], p["fa_fa"]) if direction == "ab" else (p["fb_a"], p["fb_fb"])
     curve = fourier.correlation(cross, own, p["a_b"])
     return np.where((own <= 0) & (np.asarray(p["a_b"]) > 0), 0.0, curve)
 

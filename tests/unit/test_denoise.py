@@ -126,7 +126,7 @@ def test_bad_micrographs_are_refused_and_no_input_is_overwritten(tmp_path, weigh
 
 def test_an_unknown_pixel_size_is_asked_for(tmp_path):
     files.write_mrc(tmp_path / "m.mrc", white(1, (64, 64)), 1.0)
-    with pytest.raises(InputError, match="pixel size missing.*--pixel-size"):
+    with pytest.raises(InputError, match=r"pixel size missing.*--pixel-size"):
         denoise.denoise_file(random_net(), tmp_path / "m.mrc", tmp_path / "o.mrc", None, "float32")
     denoise.denoise_file(random_net(), tmp_path / "m.mrc", tmp_path / "o.mrc", 2.0, "float32")
     assert files.read_mrc(tmp_path / "o.mrc")[1] == pytest.approx(2.0)

@@ -206,7 +206,7 @@ def test_small_numbers_survive_the_way_through_json():
      "sizes=3", "inner=3", "count=null", "unknown=1", "nothing", "rate={", "name=[1]"],
 )  # fmt: skip
 def test_settings_of_a_wrong_kind_are_refused(pair):
-    with pytest.raises(InputError, match="found|unknown setting|wanted|not valid"):
+    with pytest.raises(InputError, match=r"found|unknown setting|wanted|not valid"):
         parsed("--set", pair)
 
 

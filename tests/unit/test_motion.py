@@ -34,6 +34,14 @@ def test_a_known_drift_is_recovered_at_a_realistic_dose(shape):
     assert found[0].tolist() == [0, 0]
 
 
+def test_a_frame_s_own_noise_does_not_hold_it_back():
+    # Of 4 frames each is a quarter of the sum; with its own noise in the reference it would stay where it is.
+    path = np.arange(4)[:, None] * np.array([2.0, -1.3])
+    clean = 0.6 * (1 + 0.2 * field(1, (256, 256)))
+    found = align(frames(2, clean, path), b_factor=0.0, smoothness=0.0)
+    assert np.sqrt(np.mean((found - path) ** 2)) < 0.25
+
+
 def test_no_drift_gives_about_zero():
     clean = 1.2 * (1 + 0.15 * field(1, (256, 256)))
     assert np.abs(align(frames(3, clean, np.zeros((16, 2))))).max() < 0.15

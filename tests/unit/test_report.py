@@ -402,3 +402,27 @@ def test_tables_of_differing_methods_are_refused(study, tmp_path):
     (tmp_path / "curves.tsv").write_text("\n".join(x for x in lines if not x.startswith("raw")) + "\n")
     with pytest.raises(InputError, match="raw is not in all"):
         report_tables.read_tables(tmp_path, config())
+
+
+def test_same_inputs_give_the_same_pages(pages, study):
+    results, truth = study
+    assert report.build(config(), results, records(results), truth, "gallery/index.html") == pages
+
+
+def test_curves_are_drawn_without_an_information_limit():
+    frequency = np.linspace(0, 0.25, 40)
+    look, names = figures.looks(["raw"], []), {"raw": "raw"}
+    gaps = np.where(frequency < 0.1, 0.7, np.nan)
+    figure = figures.draw_cross_frc({"raw": (frequency, gaps)}, (frequency, gaps), None, names, look)
+    assert figure.axes[0].get_xlim() == (0, 0.25)
+    kind, content = decode(figures.svg_uri(figure))
+    assert kind == "image/svg+xml" and b"information" not in content
+
+
+def test_picture_shows_the_best_topaz_by_the_first_measure(study):
+    table = report_tables.read_tables(study[0], config())
+    table.methods[:] = ["raw", "lowpass", "gaussian", "topaz-unet", "topaz-unet-small", "net<1>"]
+    column = {m: report_tables.Cell(v, v, v, 3) for m, v in zip(table.methods, (0, 1, 2, 3, 4, 9), strict=True)}
+    picked = report.picked(table, {"psnr": column})
+    assert picked == ["raw", "gaussian", "topaz-unet-small", "net<1>", "truth"]
+    assert report.picked(table, {"umse": column})[2] == "topaz-unet"  # less is better there

@@ -54,6 +54,7 @@ rule write_report:
         denoised=estimates(METHODS, SPLIT["test"]),
         records=records("test"),
         truth=truth_of(SPLIT["test"]),
+        templates=collect("src/cryon2n/templates/{page}.html", page=["report", "gallery"]),
     output:
         report="results/{dataset}/report.html",
         gallery="results/{dataset}/gallery/index.html",

@@ -1,0 +1,295 @@
+"""The workflow as a user runs it: from nothing to the report, reruns, kills, and bad configs.
+
+Every test works in a copy of the tree, so that it may edit and break it.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from conftest import ROOT, SHARED
+
+TINY = "tests/workflow/tiny.yaml"
+
+
+def copy_tree(target: Path) -> Path:
+    """Copy the files of the project (not what was built in it) to `target`."""
+    for name in ("Snakefile", "workflow", "config", "envs", "src", "profiles", "tests/workflow"):
+        source, to = ROOT / name, target / name
+        to.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, to, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        else:
+            shutil.copy(source, to)
+    return target
+
+
+def snakemake(tree: Path, *args: str, check: bool = True, configfile: str = TINY) -> subprocess.CompletedProcess:
+    done = subprocess.run(command(*args, configfile=configfile), cwd=tree, capture_output=True, text=True, timeout=1500)
+    if check and done.returncode:
+        raise AssertionError(f"snakemake {' '.join(args)} gave {done.returncode}:\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+def command(*args: str, configfile: str = TINY) -> list[str]:
+    return [sys.executable, "-m", "snakemake", "--cores", "2", *args, "--configfile", configfile]
+
+
+def planned(done: subprocess.CompletedProcess) -> dict[str, int]:
+    """The job counts of a dry run."""
+    text = done.stdout + done.stderr
+    if "Nothing to be done" in text:
+        return {}
+    table = text.split("Job stats:")[1].split("total")[0]
+    return {name: int(count) for name, count in re.findall(r"^(\w+)\s+(\d+)$", table, re.M)}
+
+
+def change_config(tree: Path, name: str, **changes) -> str:
+    """Write a changed copy of the tiny config and return its path."""
+    config = yaml.safe_load((tree / TINY).read_text())
+    for key, value in changes.items():
+        part = config
+        *path, last = key.split("__")
+        for step in path:
+            part = part.setdefault(step, {})
+        part[last] = value
+    (tree / name).write_text(yaml.safe_dump(config))
+    return name
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory):
+    """A tree in which the tiny study has been run from nothing."""
+    tree = copy_tree(tmp_path_factory.mktemp("built"))
+    snakemake(tree)
+    return tree
+
+
+def test_every_method_has_every_metric(built):
+    summary = pd.read_csv(built / "results/tiny/summary.tsv", sep="\t")
+    methods = ["raw", "lowpass", "gaussian", "wiener", "topaz-unet", "topaz-unet-small", "topaz-trained", "cryon2n"]
+    assert sorted(summary["method"].unique()) == sorted(methods)
+    per_method = summary.groupby("method")[["estimator", "metric"]].apply(
+        lambda x: set(map(tuple, x.itertuples(index=False)))
+    )
+    assert all(rows == per_method.iloc[0] for rows in per_method)
+    known = summary.set_index(["method", "estimator", "metric"])["mean"]
+    for method in methods:
+        for metric in ("psnr", "ssim", "signal_to_error_db"):
+            assert pd.notna(known[method, "mean", metric])
+        for metric in ("umse", "upsnr", "cross_frc"):
+            assert pd.notna(known[method, "half", metric])
+        assert pd.notna(known[method, "full", "noise_power_ratio"])
+
+
+def test_raw_psnr_is_that_of_counting_noise(built):
+    """Closed form: the error of the raw image is counting noise, through the whole way from movie to table."""
+    scores = pd.read_csv(built / "results/tiny/metrics.tsv", sep="\t")
+    raw = scores[(scores.method == "raw") & (scores.estimator == "full") & (scores.metric == "psnr")]
+    assert len(raw) == 2
+    for row in raw.itertuples():
+        truth = mrcfile.read(built / f"data/tiny/truth/{row.micrograph}.mrc")
+        # Poisson: the variance is the mean; the peak is the clean image's own range.
+        wanted = 10 * np.log10((truth.max() - truth.min()) ** 2 / truth.mean())
+        assert abs(row.value - wanted) < 0.5
+
+
+def test_report_and_gallery_are_whole_pages(built):
+    for page in ("report.html", "gallery/index.html"):
+        text = (built / "results/tiny" / page).read_text()
+        assert text.rstrip().endswith("</html>") and "data:image" in text
+
+
+def test_nothing_is_left_half_written(built):
+    left = [p for p in built.rglob("*") if ".tmp" in p.name or p.name == "last.ckpt"]
+    assert left == []
+
+
+def test_second_run_has_nothing_to_do(built):
+    done = snakemake(built)
+    assert "Nothing to be done" in done.stdout + done.stderr
+
+
+def test_touching_a_module_reruns_nothing(built):
+    (built / "src/cryon2n/unet.py").touch()
+    assert planned(snakemake(built, "-n")) == {}
+
+
+def test_a_comment_in_a_module_reruns_nothing(built):
+    path = built / "src/cryon2n/unet.py"
+    text = path.read_text()
+    try:
+        path.write_text(text + "\n# a remark\n")
+        assert planned(snakemake(built, "-n")) == {}
+    finally:
+        path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new", "jobs"),
+    [
+        (
+            "unet.py",
+            "0.1",
+            "0.2",
+            {"train_unet": 1, "denoise_micrograph": 2, "score_method": 1, "summarise": 1, "write_report": 1, "all": 1},
+        ),
+        (
+            "filters.py",
+            "1.1",
+            "1.2",
+            {"tune_filter": 4, "filter_micrograph": 8, "score_method": 4, "summarise": 1, "write_report": 1, "all": 1},
+        ),
+        (
+            "topaz.py",
+            "import argparse",
+            "import argparse as argparse",
+            {"train_topaz": 1, "denoise_topaz": 6, "score_method": 3, "summarise": 1, "write_report": 1, "all": 1},
+        ),
+        ("metrics.py", "1.5", "1.6", {"score_method": 8, "summarise": 1, "write_report": 1, "all": 1}),
+        ("report.py", "import argparse", "import argparse as argparse", {"write_report": 1, "all": 1}),
+    ],
+)
+def test_editing_a_module_reruns_exactly_what_depends_on_it(built, module, old, new, jobs):
+    path = built / "src/cryon2n" / module
+    text = path.read_text()
+    assert old in text
+    try:
+        path.write_text(text.replace(old, new, 1))
+        assert planned(snakemake(built, "-n")) == jobs
+    finally:
+        path.write_text(text)
+    assert planned(snakemake(built, "-n")) == {}
+
+
+def test_a_setting_reruns_only_its_stage(built):
+    name = change_config(built, "other.yaml", models__cryon2n__rate=0.002)
+    assert "split_halves" not in planned(snakemake(built, "-n", configfile=name))
+    assert planned(snakemake(built, "-n", configfile=name))["train_unet"] == 1
+
+
+def test_the_demo_inherits_nothing_from_the_study(tmp_path):
+    tree = copy_tree(tmp_path)
+    done = snakemake(tree, "-n", "--printshellcmds", "-q", "progress", configfile="config/demo.yaml")
+    assert "flip_y" not in done.stdout + done.stderr
+
+
+def test_the_study_plans_without_a_network(tmp_path):
+    """The dry run of the full study: the whole graph from the committed sheet."""
+    jobs = planned(snakemake(copy_tree(tmp_path), "-n", configfile="config/config.yaml"))
+    assert jobs["fetch_movie"] == jobs["split_halves"] == 14
+    assert jobs["denoise_topaz"] == 9 and jobs["fetch_reference"] == 2
+
+
+def test_asking_for_more_movies_than_the_sheet_lists_says_how_to_get_them(tmp_path):
+    tree = copy_tree(tmp_path)
+    config = yaml.safe_load((tree / "config/config.yaml").read_text())
+    config["source"]["n_micrographs"] = 196
+    (tree / "all.yaml").write_text(yaml.safe_dump(config))
+    done = snakemake(tree, "-n", check=False, configfile="all.yaml")
+    assert done.returncode != 0
+    assert "fetch-sheet --entry 10025 --movies 196" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"shard": {"patch": 128}}, "shard"),
+        ({"shards__pach": 128}, "pach"),
+        ({"compare__methods": ["raw", "topas"]}, "topas"),
+        ({"compare__reference": "topas"}, "topas"),
+        ({"split__val": 0}, "0"),
+        ({"split__test": ["phantom_0099"]}, "phantom_0099"),
+        ({"source__kind": "phantoms"}, "phantoms"),
+        ({"split__test": 5}, "train"),
+    ],
+)
+def test_a_mistake_in_the_config_is_named_before_anything_runs(tmp_path, change, says):
+    tree = copy_tree(tmp_path)
+    done = snakemake(tree, check=False, configfile=change_config(tree, "bad.yaml", **change))
+    assert done.returncode != 0
+    assert says in done.stdout + done.stderr
+    assert not (tree / "data").exists() and not (tree / "results").exists()
+
+
+def kill_when(tree: Path, ready, *args: str) -> None:
+    """Run Snakemake in a process group of its own and SIGKILL all of it as soon as `ready` is true."""
+    with open(tree / "killed.log", "w") as log:
+        process = subprocess.Popen(
+            command(*args), cwd=tree, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    deadline = time.monotonic() + 300
+    while not ready():
+        assert process.poll() is None, (tree / "killed.log").read_text()
+        assert time.monotonic() < deadline, "never came to the point where it was to be killed"
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    snakemake(tree, "--unlock")
+
+
+def test_killed_in_halves_and_in_training_it_goes_on_without_losing_finished_work(tmp_path):
+    tree = copy_tree(tmp_path)
+    halves = tree / "results/tiny/halves"
+    kill_when(tree, lambda: len(list(halves.glob("*.json"))) >= 2, "train_all")
+    finished = {p: p.stat().st_mtime_ns for p in halves.glob("*.json")}
+    assert 2 <= len(finished) < 6
+
+    # Long enough to be killed in, with a checkpoint every few steps.
+    slow = change_config(tree, TINY, models__cryon2n__steps=3000)
+    checkpoint = tree / "results/tiny/models/cryon2n/checkpoints/last.ckpt"
+    kill_when(tree, checkpoint.exists, "train_all")
+    # The last job to end before the kill may have been written but not yet been entered as finished.
+    assert sum(p.stat().st_mtime_ns == t for p, t in finished.items()) >= len(finished) - 2
+    halves_then = {p: p.stat().st_mtime_ns for p in halves.glob("*.mrc")}
+
+    change_config(tree, TINY, models__cryon2n__steps=3000)
+    done = snakemake(tree, "train_all", configfile=slow)
+    assert re.search(r"resumed at step [1-9]", done.stdout + done.stderr)
+    assert {p: p.stat().st_mtime_ns for p in halves.glob("*.mrc")} == halves_then
+    assert (tree / "results/tiny/models/cryon2n/weights.safetensors").exists() and not checkpoint.exists()
+    assert planned(snakemake(tree, "-n", "train_all", configfile=slow)) == {}
+
+
+def test_a_machine_without_gpus_runs_gpu_rules(built):
+    done = snakemake(built, "-n", "--resources", "gpu=0", "--forcerun", "train_unet")
+    assert planned(done)["train_unet"] == 1
+    done = snakemake(built, "--resources", "gpu=0", "--forcerun", "tune_filter", "denoise_micrograph")
+    assert "denoise-micrograph" in done.stdout + done.stderr
+
+
+def test_real_pairs_of_apoferritin(built, tmp_path):
+    """A small cut of tests/workflow/apoferritin.yaml, in the built tree so that Topaz is there already."""
+    data = SHARED / "data" / "apoferritin-10146"
+    if not data.is_dir():
+        pytest.skip("the real data (../shared/data) is not here")
+    config = yaml.safe_load((built / "tests/workflow/apoferritin.yaml").read_text())
+    config["source"].update(folder=str(data), n_micrographs=4)
+    config["split"] = {"val": 1, "test": 1}
+    config["models"]["cryon2n"].update(steps=30, batch=2, crop=128, validate_every=15, net={"channels": [16, 16]})
+    config["compare"] = {
+        "methods": ["raw", "gaussian", "topaz-unet-small", "cryon2n"],
+        "reference": "topaz-unet-small",
+        "bootstrap": 200,
+        "labels": str(data / "particles.csv"),
+    }
+    (built / "apo.yaml").write_text(yaml.safe_dump(config))
+    snakemake(built, configfile="apo.yaml")
+    summary = pd.read_csv(built / "results/apoferritin/summary.tsv", sep="\t").set_index(
+        ["method", "estimator", "metric"]
+    )
+    assert (summary.loc["cryon2n", "half", "umse"]["mean"]) < (summary.loc["raw", "half", "umse"]["mean"])
+    assert summary.loc["gaussian", "half", "cross_frc"]["mean"] > 0.1
+    assert pd.isna(summary.loc["cryon2n", "mean", "psnr"]["mean"])  # no truth on real data
+    assert pd.notna(summary.loc["raw", "full", "topaz_snr_db"]["mean"])
