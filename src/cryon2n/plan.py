@@ -41,8 +41,12 @@ class Study:
     references: dict[str, str]
 
 
+METHODS = ("raw", "lowpass", "gaussian", "wiener", "topaz-unet", "topaz-unet-small", "topaz-trained")
+
+
 def read_study(config: dict[str, Any]) -> Study:
     """Read the sheets that a validated config names."""
+    _check_methods(config)
     source = config["source"]
     kind, n = source["kind"], source["n_micrographs"]
     references: dict[str, str] = {}
@@ -67,6 +71,24 @@ def read_study(config: dict[str, Any]) -> Study:
         raise InputError(f"{source['sheet']}: lists {len(sources)} micrographs, n_micrographs asks for {n}{hint}")
     names = tuple(sources)[:n]
     return Study(names, split_names(names, config["split"]), {k: sources[k] for k in names}, references)
+
+
+def _check_methods(config: dict[str, Any]) -> None:
+    models, compare = list(config["models"]), config["compare"]
+    taken = [name for name in models if name in METHODS or name == "topaz-env"]
+    if taken:
+        raise InputError(f"config: models: {', '.join(taken)} is the name of a built-in method; choose another")
+    unknown = [name for name in compare["methods"] if name not in METHODS and name not in models]
+    if unknown:
+        raise InputError(
+            f"config: compare: methods: unknown method {', '.join(unknown)}; "
+            f"wanted some of {', '.join([*METHODS, *models])}"
+        )
+    if compare["reference"] not in compare["methods"]:
+        raise InputError(
+            f"config: compare: reference: found {compare['reference']}, wanted one of compare: methods "
+            f"({', '.join(compare['methods'])})"
+        )
 
 
 def _sheet(source: dict[str, Any]) -> str:

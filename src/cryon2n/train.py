@@ -2,7 +2,7 @@
 
 Loss: squared error, both directions in every step, each weighted by the inverse noise variance of
 its target (1 for equal halves), so that unequal halves count for what they know (Lehtinen et al.,
-ICML 2018).  AdamW, warm-up, cosine, gradient clipping, moving average of the weights.
+ICML 2018).  AdamW, warm-up, cosine, clipping of outlying gradients, moving average of the weights.
 
 A run that is killed goes on from ``checkpoints/last.ckpt`` beside the weights and ends with the
 same weights as one that was not: crops depend on the step alone, and the checkpoint holds weights,
@@ -29,7 +29,10 @@ from cryon2n.errors import InputError
 from cryon2n.settings import add_settings_arguments, build, settings_from_arguments
 from cryon2n.unet import NetSettings, UNet, save_weights
 
-LOG_COLUMNS = ("step", "loss", "rate", "gradient", "val_delta_umse", "seconds")
+# Fan-in (input channels times kernel area) up to which the learning rate is the settings' own.
+FAN_IN = 432
+
+LOG_COLUMNS = ("step", "loss", "worst_loss", "rate", "gradient", "val_delta_umse", "seconds")
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class TrainSettings:
         Share of the steps over which the rate rises from 0.
     weight_decay : float
     clip : float
-        Largest norm of the gradient.
+        Largest norm of the gradient, in running means of that norm.
     average : float
         Share of the steps over which the weights are averaged (exponentially).
     seed : int
@@ -72,7 +75,7 @@ class TrainSettings:
     rate: float = 1e-3
     warmup: float = 0.05
     weight_decay: float = 0.01
-    clip: float = 1.0
+    clip: float = 3.0
     average: float = 0.02
     seed: int = 0
     precision: str = "auto"
@@ -130,6 +133,22 @@ def average_decay(step: int, settings: TrainSettings) -> float:
 
 
 @torch.no_grad()
+def clip_outliers(gradients: list[torch.Tensor], running: torch.Tensor, factor: float) -> torch.Tensor:
+    """Scale gradients down in place whose norm exceeds `factor` running means of it; returns their norm.
+
+    An absolute limit is either too loose to stop a blow-up or too tight for another data set: the
+    norm falls by orders of magnitude in the first steps.  `running` is updated in place, by the
+    clipped norm, so that an outlier does not lift its own limit.  Nothing here waits for the GPU.
+    """
+    norm = nn.utils.get_total_norm(gradients)
+    running.copy_(torch.where(running < 0, norm, running))
+    limit = factor * running
+    torch._foreach_mul_(gradients, (limit / norm).clamp(max=1.0))
+    running.lerp_(torch.minimum(norm, limit), 0.02)
+    return norm
+
+
+@torch.no_grad()
 def delta_umse(net: UNet, pairs: list[pair.Pair], precision: str) -> float:
     """Difference in mean squared error to the truth between the network and the raw half.
 
@@ -156,6 +175,19 @@ def fingerprint(settings: TrainSettings, manifest: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def rate_groups(net: nn.Module) -> list[dict[str, Any]]:
+    """Group a network's weights by fan-in, each with its ``share`` of the learning rate.
+
+    Adam moves every weight by about the rate, so that the output of a layer moves in proportion to
+    its fan-in; above `FAN_IN` the rate falls with it (Yang et al. 2022, arXiv 2203.03466).  Without
+    that, wide networks blow up at rates that narrow ones need.
+    """
+    groups: dict[int, list[nn.Parameter]] = {}
+    for parameter in net.parameters():
+        groups.setdefault(parameter[0].numel(), []).append(parameter)
+    return [{"params": group, "share": min(1.0, FAN_IN / fan_in)} for fan_in, group in sorted(groups.items())]
+
+
 class State:
     """Everything that a training run changes: network, optimiser, average, step, log."""
 
@@ -167,12 +199,14 @@ class State:
         self.average.load_state_dict(self.net.state_dict())
         self.average.requires_grad_(False).eval()
         self.optimiser = torch.optim.AdamW(
-            self.net.parameters(),
+            rate_groups(self.net),
             lr=settings.rate,
             betas=(0.9, 0.98),
             weight_decay=settings.weight_decay,
             fused=True,
         )
+        # Running mean of the gradient's norm; negative before the first step.
+        self.norm = torch.tensor(-1.0, device=where)
         self.step = 0
         self.seconds = 0.0
         self.rows: list[dict[str, Any]] = []
@@ -189,6 +223,7 @@ class State:
                     "net": self.net.state_dict(),
                     "average": self.average.state_dict(),
                     "optimiser": self.optimiser.state_dict(),
+                    "norm": self.norm,
                 },
                 temporary,
             )
@@ -208,6 +243,7 @@ class State:
         self.net.load_state_dict(saved["net"])
         self.average.load_state_dict(saved["average"])
         self.optimiser.load_state_dict(saved["optimiser"])
+        self.norm.copy_(saved["norm"])
         self.step, self.seconds, self.rows = saved["step"], saved["seconds"], saved["rows"]
         log.say(f"resumed at step {self.step} from {path}")
 
@@ -255,10 +291,10 @@ def train(
     for batch in loader.batches(first, settings.steps):
         rate = learning_rate(state.step, settings)
         for group in state.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
         loss = n2n_loss(forward, batch, autocast)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(state.net.parameters(), settings.clip)
+        norm = clip_outliers([p.grad for p in state.net.parameters() if p.grad is not None], state.norm, settings.clip)
         state.optimiser.step()
         state.optimiser.zero_grad(set_to_none=True)
         decay = average_decay(state.step, settings)
@@ -269,14 +305,15 @@ def train(
         state.seconds = time.monotonic() - began
 
         if state.step % settings.validate_every == 0 or state.step == settings.steps:
-            mean_loss = float(torch.stack(losses).mean())  # waits for the GPU: so not in every step
+            stacked = torch.stack(losses)
+            mean_loss, worst = float(stacked.mean()), float(stacked.max())  # waits for the GPU: so not in every step
             if not math.isfinite(mean_loss):
                 raise InputError(
                     f"{manifest_path}: the loss is {mean_loss} at step {state.step}; lower train: rate "
                     "or take precision float32"
                 )
             last_delta = delta_umse(state.average, pairs, precision) if pairs else None
-            values = (state.step, mean_loss, rate, float(norm), last_delta, round(state.seconds, 2))
+            values = (state.step, mean_loss, worst, rate, float(norm), last_delta, round(state.seconds, 2))
             state.rows.append(dict(zip(LOG_COLUMNS, values, strict=True)))
             losses = []
         if state.step % settings.checkpoint_every == 0 and state.step < settings.steps:

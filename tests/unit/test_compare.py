@@ -107,10 +107,7 @@ def test_every_metric_of_every_estimator_has_a_row_per_micrograph(entry):
     table = read(entry / "scores/blur.tsv")
     assert list(table.columns) == pooling.SCORE_COLUMNS
     want = {
-        (e, name, m)
-        for e, metrics in pooling.IMAGE_METRICS.items()
-        for m in metrics
-        for name in ("000", "001", "002")
+        (e, name, m) for e, metrics in pooling.IMAGE_METRICS.items() for m in metrics for name in ("000", "001", "002")
     }
     assert set(zip(table.estimator, table.micrograph, table.metric, strict=True)) == want
     assert len(table) == len(want)
@@ -127,11 +124,7 @@ def test_scores_are_those_of_the_truth_that_was_written(entry):
     s = ((counts - 40) / 10)[region]
     error = blur(one.full)[region] - s
     want = 10 * np.log10(s.var() / np.mean(error**2))
-    got = (
-        table[(table.micrograph == "001") & (table.metric == "signal_to_error_db")]
-        .set_index("estimator")
-        .value
-    )
+    got = table[(table.micrograph == "001") & (table.metric == "signal_to_error_db")].set_index("estimator").value
     assert got["full"] == pytest.approx(want, abs=0.05)  # the shift is found to a few hundredths of a pixel
     assert got["mean"] == pytest.approx(got["full"], abs=1e-3)  # the same for a linear f
     assert got["half"] < got["full"] - 0.5  # one half holds twice the noise variance
@@ -163,9 +156,7 @@ def test_a_hallucinated_pattern_costs_in_every_honest_metric(entry):
     for metric in ("umse", "bias_variance"):
         got = value(pattern, "half", metric) - value(blurred, "half", metric)
         assert got == pytest.approx(extra, rel=0.15), metric
-    assert value(pattern, "half", "residual_noise") == pytest.approx(
-        value(blurred, "half", "residual_noise"), rel=1e-3
-    )
+    assert value(pattern, "half", "residual_noise") == pytest.approx(value(blurred, "half", "residual_noise"), rel=1e-3)
     assert value(pattern, "full", "noise_power_ratio") > 2 * value(blurred, "full", "noise_power_ratio")
     assert value(pattern, "mean", "signal_to_error_db") < value(blurred, "mean", "signal_to_error_db") - 1
 
@@ -289,9 +280,7 @@ def test_summary_holds_every_method_and_metric_with_paired_deltas(entry, tmp_pat
         return found.iloc[0]
 
     pattern, blurred = row("pattern", "umse"), row("blur", "umse")
-    assert pattern["mean"] == pytest.approx(
-        value(read(entry / "scores/pattern.tsv"), "half", "umse"), rel=1e-5
-    )
+    assert pattern["mean"] == pytest.approx(value(read(entry / "scores/pattern.tsv"), "half", "umse"), rel=1e-5)
     assert pattern.delta == pytest.approx(pattern["mean"] - blurred["mean"], rel=1e-4)
     assert pattern.delta_low <= pattern.delta <= pattern.delta_high
     # Paired: the interval of the difference is narrower than either level's.
@@ -386,9 +375,7 @@ def test_a_metric_missing_in_some_micrographs_has_a_smaller_n(entry, tmp_path):
     assert cli.main([*damaged(entry, tmp_path, "strong", drop), "--reference", "blur"]) == 0
     table = read(tmp_path / "summary.tsv").query("metric == 'upsnr'").set_index("method")
     assert list(table.n) == [3, 2]
-    strong, blurred = (
-        read(tmp_path / f"scores/{m}.tsv").query("metric == 'upsnr'").value for m in ("strong", "blur")
-    )
+    strong, blurred = (read(tmp_path / f"scores/{m}.tsv").query("metric == 'upsnr'").value for m in ("strong", "blur"))
     want = np.mean(strong.to_numpy()[:2] - blurred.to_numpy()[:2])  # over the micrographs that both have
     assert table.delta["strong"] == pytest.approx(want, rel=1e-3)
 

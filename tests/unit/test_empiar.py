@@ -228,9 +228,7 @@ def test_mixed_faults_never_spoil_a_file(site, movie, out, seed):
     kinds = ["drop", "reset", "reset", "status"] + (["stall"] if seed % 4 == 0 else [])
     for _ in range(8):
         kind = rng.choice(kinds)
-        site.faults.append(
-            (kind, rng.choice([500, 502, 503, 429]) if kind == "status" else rng.randrange(90_000))
-        )
+        site.faults.append((kind, rng.choice([500, 502, 503, 429]) if kind == "status" else rng.randrange(90_000)))
     patient = FetchSettings(**{**SETTINGS, "attempts": 20})
     fetch(site.base + URL_PATH, out, settings=patient)
     assert out.read_bytes() == movie
@@ -583,9 +581,7 @@ def test_redirects_that_are_refused(url, location):
 def test_redirects_that_are_followed():
     assert redirected_url("https://ftp.ebi.ac.uk/a", "/b") == "https://ftp.ebi.ac.uk/b"
     assert redirected_url("https://example.com/a", "https://example.com/b") == "https://example.com/b"
-    assert (
-        redirected_url("https://ftp.ebi.ac.uk/a", "https://empiar.pdbj.org/b") == "https://empiar.pdbj.org/b"
-    )
+    assert redirected_url("https://ftp.ebi.ac.uk/a", "https://empiar.pdbj.org/b") == "https://empiar.pdbj.org/b"
 
 
 def test_redirects_of_a_server(site, movie, out):
@@ -626,9 +622,7 @@ def test_killed_in_mid_file_and_run_again(site, out, tmp_path, cryon2n):
     movie = site.contents[URL_PATH] = movie_bytes(tmp_path, frames=20)  # 1.4 MB
     site.seconds_per_chunk = 0.03
     arguments = ["fetch-movie", "--url", site.base + URL_PATH, "--out", str(out), "--size", str(len(movie))]
-    with subprocess.Popen(
-        [sys.executable, "-m", "cryon2n", *arguments], stderr=subprocess.DEVNULL
-    ) as running:
+    with subprocess.Popen([sys.executable, "-m", "cryon2n", *arguments], stderr=subprocess.DEVNULL) as running:
         deadline = time.monotonic() + 30
         while not (part_of(out).exists() and part_of(out).stat().st_size > 4 * CHUNK):
             assert running.poll() is None and time.monotonic() < deadline
@@ -657,9 +651,7 @@ APACHE = """<!DOCTYPE HTML PUBLIC "-//W3C//DTD HTML 3.2 Final//EN">
 
 
 def listing(*names: str) -> bytes:
-    return APACHE.format(
-        rows="\n".join(f'<a href="{n}">{n[:20]}..&gt;</a> 2015-02-27 2.0G' for n in names)
-    ).encode()
+    return APACHE.format(rows="\n".join(f'<a href="{n}">{n[:20]}..&gt;</a> 2015-02-27 2.0G' for n in names)).encode()
 
 
 def entry_reply(key: str = "EMPIAR-10025", count: int | str = 3, directory: str = "/data/raw") -> bytes:
@@ -703,10 +695,7 @@ def test_fetch_sheet_command(replica, tmp_path, cryon2n):
     assert comments[0] == "# EMPIAR-10025: T20S at 2.8 Å"
     assert f"{replica.base}/data/10025/data/raw/" in comments[1]
     # What the sheet says can be fetched.
-    assert (
-        movie_url(f"{replica.base}/data/", "EMPIAR-10025", rows[0]).removeprefix(replica.base)
-        in replica.contents
-    )
+    assert movie_url(f"{replica.base}/data/", "EMPIAR-10025", rows[0]).removeprefix(replica.base) in replica.contents
 
 
 @pytest.mark.parametrize(

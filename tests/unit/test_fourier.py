@@ -21,9 +21,7 @@ def test_ring_sums_are_those_of_the_whole_plane(shape):
     rings = np.rint(radius).astype(int)
     want = [power[rings == k].sum() for k in range(max(shape) // 2 + 1)]
     spectrum = fourier.windowed_spectrum(image)
-    np.testing.assert_allclose(
-        fourier.ring_sums(fourier.cross_power(spectrum, spectrum), shape), want, rtol=1e-10
-    )
+    np.testing.assert_allclose(fourier.ring_sums(fourier.cross_power(spectrum, spectrum), shape), want, rtol=1e-10)
     counts = [(rings == k).sum() for k in range(max(shape) // 2 + 1)]
     np.testing.assert_array_equal(fourier.ring_counts(shape), counts)
 
@@ -117,9 +115,7 @@ def test_crop_keeps_mean_shape_and_dtype(shape, bin, dtype):
     assert out.mean() == pytest.approx(image[: h * bin, : w * bin].mean(), rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("shape", "bin"), [((24, 36), 2), ((24, 36), 3), ((30, 42), 3), ((25, 35), 5), ((30, 42), 2)]
-)
+@pytest.mark.parametrize(("shape", "bin"), [((24, 36), 2), ((24, 36), 3), ((30, 42), 3), ((25, 35), 5), ((30, 42), 2)])
 def test_crop_samples_a_band_limited_image_exactly(shape, bin):
     (h, w), rng = shape, np.random.default_rng(0)
     y, x = np.mgrid[:h, :w]
@@ -180,9 +176,7 @@ def test_fractional_shift_moves_a_sine_towards_larger_coordinates():
     def wave(y, x):
         return np.cos(2 * np.pi * (2 * y / 15 + 3 * x / 20) + 0.4)
 
-    np.testing.assert_allclose(
-        fourier.fourier_shift(wave(y, x), (0.3, -1.2)), wave(y - 0.3, x + 1.2), atol=1e-12
-    )
+    np.testing.assert_allclose(fourier.fourier_shift(wave(y, x), (0.3, -1.2)), wave(y - 0.3, x + 1.2), atol=1e-12)
 
 
 def test_shift_takes_one_shift_per_image():

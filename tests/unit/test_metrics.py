@@ -300,9 +300,7 @@ def test_psnr_and_signal_to_error_of_a_known_error():
     s = smooth(0)
     error = noise(1, sigma=0.1)
     mse = np.mean(error.astype(np.float64) ** 2)
-    assert metrics.psnr(s + error, s) == pytest.approx(
-        10 * np.log10((s.max() - s.min()) ** 2 / mse), abs=1e-3
-    )
+    assert metrics.psnr(s + error, s) == pytest.approx(10 * np.log10((s.max() - s.min()) ** 2 / mse), abs=1e-3)
     assert metrics.signal_to_error_db(s + error, s) == pytest.approx(10 * np.log10(1 / mse), abs=1e-3)
     assert metrics.signal_to_error_db(np.zeros_like(s), s) == pytest.approx(0, abs=1e-4)
 

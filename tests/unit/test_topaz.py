@@ -117,9 +117,7 @@ def write_pair(directory, name="m1", shape=(48, 40), valid=None, seed=0, noise=0
     for side in "ab":
         unit = record[side]
         x = clean + np.sqrt(unit["noise_var"]) * rng.normal(size=shape)
-        files.write_mrc(
-            directory / f"{name}_{side}.mrc", (x * unit["scale"] + unit["offset"]).astype(np.float32), 1.5
-        )
+        files.write_mrc(directory / f"{name}_{side}.mrc", (x * unit["scale"] + unit["offset"]).astype(np.float32), 1.5)
     files.write_json(directory / f"{name}.json", record)
     return directory / f"{name}.json", pair.load_pair(directory / f"{name}.json")
 
@@ -304,13 +302,9 @@ def test_environment_script_refuses_with_a_sentence(tmp_path, case):
         python = "/no/such/python"
     if case == "no venv":  # as Debian's Python without python3-venv
         python = tmp_path / "python"
-        python.write_text(
-            f'#!/bin/sh\n[ "$2" = "import venv, ensurepip" ] && exit 1\nexec {sys.executable} "$@"\n'
-        )
+        python.write_text(f'#!/bin/sh\n[ "$2" = "import venv, ensurepip" ] && exit 1\nexec {sys.executable} "$@"\n')
         python.chmod(0o755)
-    done = subprocess.run(
-        ["bash", SCRIPT, target, "--python", python], capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run(["bash", SCRIPT, target, "--python", python], capture_output=True, text=True, timeout=60)
     words = {
         "not ours": "not a virtual environment",
         "no python": "no such program",

@@ -172,8 +172,8 @@ def start_and_kill(command, checkpoint):
     return process.wait() == -signal.SIGKILL
 
 
-# The weights are averaged over nearly the whole run, so that a forgotten average would show.
-LONG = {"steps": 150, "checkpoint_every": 7, "average": 0.9}
+# A long average and a late checkpoint: a forgotten average would still show at the end.
+LONG = {"steps": 200, "checkpoint_every": 100, "average": 0.9}
 
 
 def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(data, tmp_path, cryon2n, capsys):
