@@ -31,7 +31,9 @@ rule denoise_micrograph:
     params:
         directory=subpath(output[0], parent=True),
         device=DEVICE,
-        code=code_version("denoise.py", "unet.py", "device.py", "pair.py", "halves.py", "movies.py", "motion.py", "fourier.py"),
+        code=code_version(
+            "denoise.py", "unet.py", "device.py", "pair.py", "halves.py", "movies.py", "motion.py", "fourier.py"
+        ),
     shell:
         "cryon2n denoise-micrograph --weights {input.weights:q} --halves {input.record:q} --out {params.directory:q} "
         "--device {params.device} --threads {threads} 2>&1 | tee {log:q}"

@@ -69,9 +69,9 @@ elif KIND == "empiar":
             "logs/fetch_movie/{dataset}/{mic}.log",
         benchmark:
             "benchmarks/jobs/fetch_movie/{dataset}/{mic}.tsv"
+        localrule: True
         conda:
             "../../envs/cryon2n.yaml"
-        localrule: True
         threads: 1
         resources:
             downloads=1,
@@ -91,11 +91,11 @@ elif KIND == "empiar":
             reference="data/{dataset}/raw/{reference}.mrc",
         log:
             "logs/fetch_reference/{dataset}/{reference}.log",
-        conda:
-            "../../envs/cryon2n.yaml"
         wildcard_constraints:
             reference="gain|dark",
         localrule: True
+        conda:
+            "../../envs/cryon2n.yaml"
         threads: 1
         resources:
             downloads=1,
@@ -116,9 +116,9 @@ elif KIND == "movies":
             movie="data/{dataset}/raw/{mic}.mrc",
         log:
             "logs/link_movie/{dataset}/{mic}.log",
+        localrule: True
         conda:
             "../../envs/cryon2n.yaml"
-        localrule: True
         threads: 1
         shell:
             'ln -sfv "$(realpath {input.movie:q})" {output.movie:q} > {log:q} 2>&1'
@@ -130,11 +130,11 @@ elif KIND == "movies":
             reference="data/{dataset}/raw/{reference}.mrc",
         log:
             "logs/link_reference/{dataset}/{reference}.log",
-        conda:
-            "../../envs/cryon2n.yaml"
         wildcard_constraints:
             reference="gain|dark",
         localrule: True
+        conda:
+            "../../envs/cryon2n.yaml"
         threads: 1
         shell:
             'ln -sfv "$(realpath {input.reference:q})" {output.reference:q} > {log:q} 2>&1'

@@ -13,9 +13,9 @@ rule plan:
         text="results/{dataset}/plan.txt",
     log:
         "logs/plan/{dataset}.log",
+    localrule: True
     conda:
         "../../envs/cryon2n.yaml"
-    localrule: True
     threads: 1
     params:
         config=json.dumps(config, sort_keys=True),

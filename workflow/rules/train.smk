@@ -62,9 +62,9 @@ rule build_topaz_env:
         ready="results/topaz-env/ready.json",
     log:
         "logs/build_topaz_env.log",
+    localrule: True
     conda:
         "../../envs/cryon2n.yaml"
-    localrule: True
     threads: 1
     params:
         directory=subpath(output.ready, parent=True),
