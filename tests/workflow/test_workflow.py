@@ -3,12 +3,15 @@
 Every test works in a copy of the tree, so that it may edit and break it.
 """
 
+import functools
+import http.server
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -294,3 +297,53 @@ def test_real_pairs_of_apoferritin(built, tmp_path):
     assert summary.loc["gaussian", "half", "cross_frc"]["mean"] > 0.1
     assert pd.isna(summary.loc["cryon2n", "mean", "psnr"]["mean"])  # no truth on real data
     assert pd.notna(summary.loc["raw", "full", "topaz_snr_db"]["mean"])
+
+
+def same_halves(tree: Path, dataset: str) -> bool:
+    """Whether the halves of `dataset` are those of the tiny study, byte for byte but for the header's label."""
+    pairs = sorted((tree / f"results/{dataset}/halves").glob("*_[ab].mrc"))
+    assert len(pairs) >= 6
+    return all(np.array_equal(mrcfile.read(p), mrcfile.read(tree / "results/tiny/halves" / p.name)) for p in pairs)
+
+
+def test_the_users_own_movies_give_the_same_halves(built):
+    rows = [f"phantom_{i:04d}\tdata/tiny/raw/phantom_{i:04d}.mrc" for i in range(1, 5)]
+    (built / "movies.tsv").write_text("\n".join(["micrograph\tpath", *rows]) + "\n")
+    raw = "data/tiny/raw"
+    source = {"kind": "movies", "sheet": "movies.tsv", "gain": f"{raw}/gain.mrc", "dark": f"{raw}/dark.mrc"}
+    name = change_config(built, "mine.yaml", dataset="mine", source=source, split={"val": 1, "test": 1})
+    snakemake(built, "halves_all", configfile=name)
+    assert same_halves(built, "mine")
+
+
+def test_an_entry_is_fetched_from_an_archive_and_gives_the_same_halves(built):
+    """A replica of the archive on loopback: by its address alone the study runs on it."""
+    folder = built / "archive/10025/data/set"
+    folder.mkdir(parents=True)
+    rows = []
+    for path in sorted((built / "data/tiny/raw").glob("*.mrc")):
+        shutil.copy(path, folder)
+        if path.stem.startswith("phantom"):
+            rows.append(f"{path.stem}\tdata/set/{path.name}\t{path.stat().st_size}\t-")
+    (built / "sheet.tsv").write_text("\n".join(["micrograph\tpath\tsize\tsha256", *rows]) + "\n")
+    handler = functools.partial(QuietHandler, directory=built / "archive")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        source = {
+            "kind": "empiar",
+            "sheet": "sheet.tsv",
+            "gain": "data/set/gain.mrc",
+            "dark": "data/set/dark.mrc",
+            "empiar": {"base_url": f"http://127.0.0.1:{server.server_port}", "allow_http": True},
+        }
+        name = change_config(built, "entry.yaml", dataset="entry", source=source)
+        snakemake(built, "halves_all", configfile=name)
+        server.shutdown()
+    assert same_halves(built, "entry")
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    """Serves files and says nothing."""
+
+    def log_message(self, *args):
+        pass
