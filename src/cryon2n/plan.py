@@ -239,7 +239,7 @@ def plan_text(config: dict[str, Any]) -> str:
     ]
     geometry = frame_geometry(config, study)
     if geometry is None:
-        return "\n".join([*lines, "  sizes are not known: the first file is not there yet"])
+        return "\n".join([*lines, "  sizes are not known: the first file is not there yet, nor says the config"])
     frames, h, w, size = geometry
     from_pairs = config["source"]["kind"] == "halves"
     raw = n * frames * h * w * size * (2 if from_pairs else 1)

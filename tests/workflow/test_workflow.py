@@ -334,7 +334,12 @@ def test_an_entry_is_fetched_from_an_archive_and_gives_the_same_halves(built):
             "sheet": "sheet.tsv",
             "gain": "data/set/gain.mrc",
             "dark": "data/set/dark.mrc",
-            "empiar": {"base_url": f"http://127.0.0.1:{server.server_port}", "allow_http": True},
+            "empiar": {
+                "base_url": f"http://127.0.0.1:{server.server_port}",
+                "allow_http": True,
+                "n_frames": 5,
+                "frame_shape": [192, 208],
+            },
         }
         name = change_config(built, "entry.yaml", dataset="entry", source=source)
         snakemake(built, "halves_all", configfile=name)

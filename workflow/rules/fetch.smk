@@ -81,10 +81,12 @@ elif KIND == "empiar":
             url=lambda wildcards: STUDY.sources[wildcards.mic]["url"],
             size=lambda wildcards: STUDY.sources[wildcards.mic]["size"],
             sha256=lambda wildcards: STUDY.sources[wildcards.mic]["sha256"],
+            frames=optional("--frames", config["source"]["empiar"]["n_frames"]),
+            shape=optional("--shape", " ".join(map(str, config["source"]["empiar"]["frame_shape"] or []))),
             http="--allow-http" if config["source"]["empiar"]["allow_http"] else "",
         shell:
-            "cryon2n fetch-movie --url {params.url:q} --size {params.size} --sha256 {params.sha256} {params.http} "
-            "--out {output.movie:q} 2>&1 | tee {log:q}"
+            "cryon2n fetch-movie --url {params.url:q} --size {params.size} --sha256 {params.sha256} {params.frames} "
+            "{params.shape} {params.http} --out {output.movie:q} 2>&1 | tee {log:q}"
 
     rule fetch_reference:
         output:
