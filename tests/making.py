@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cryon2n import cli, files, fourier, shards
+from cryon2n import cli, fourier, mrcio, shards
 from cryon2n.halves import normalise_equal, write_halves
 
 
@@ -40,7 +40,7 @@ def frames(seed, clean, trajectory, dtype=np.uint8):
 
 def write_movie(path, data, pixel_size=1.5):
     """Write frames (n, h, w) as a movie file and return its path."""
-    files.write_mrc(path, np.asarray(data), pixel_size)
+    mrcio.write_mrc(path, np.asarray(data), pixel_size)
     return Path(path)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import fft
 
-from cryon2n import files, fourier, log, metrics, pooling
+from cryon2n import files, fourier, log, metrics, mrcio, pooling
 from cryon2n.errors import InputError
 from cryon2n.pair import Pair, load_pair, read_estimates
 from cryon2n.pooling import IMAGE_METRICS, TRUTH_METRICS, UNBIASED_METRICS
@@ -66,7 +66,7 @@ def load_truth(directory: str | Path, pair: Pair) -> Truth:
         The truth is missing, of another size, in other units, or of another micrograph.
     """
     path = Path(directory) / f"{pair.name}.mrc"
-    raw, _ = files.read_mrc(path)
+    raw, _ = mrcio.read_mrc(path)
     info = files.read_json(path.with_suffix(".json"))
     try:
         bin = int(pair.record["bin"])

@@ -1,8 +1,7 @@
 """Denoise micrographs with a trained network.
 
-A micrograph is normalised as a whole and denoised whole where memory allows, else in tiles whose
-halo is at least the network's reach and which start on its grid: tiled and untiled are the same
-image.
+A micrograph is normalised as a whole and denoised in tiles whose halo is at least the network's
+reach and which start on its grid: tiled and untiled are the same image.
 """
 
 import argparse
@@ -12,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cryon2n import device, files, log, pair
+from cryon2n import device, log, mrcio, pair
 from cryon2n.errors import InputError
 from cryon2n.halves import pixel_size_of, robust_mean
 from cryon2n.unet import UNet, load_weights
 
-TILE = 2048  # pixels; about 0.5 GB of activations at the default network
+TILE = 2048  # pixels
 
 
 @torch.no_grad()
@@ -71,7 +70,7 @@ def denoise_image(net: UNet, image: np.ndarray, tile: int = TILE, precision: str
 
 def denoise_file(net: UNet, source: Path, target: Path, pixel_size: float | None, precision: str) -> None:
     """Denoise one micrograph file with one normalisation for the whole image; grey levels are kept."""
-    image, header = files.read_mrc(source)
+    image, header = mrcio.read_mrc(source)
     if image.ndim != 2:
         raise InputError(f"{source}: holds {image.ndim}-dimensional data; wanted one micrograph (h, w)")
     size = pixel_size_of(header, pixel_size, source)
@@ -79,7 +78,7 @@ def denoise_file(net: UNet, source: Path, target: Path, pixel_size: float | None
     if scale == 0:
         raise InputError(f"{source}: the image is constant; wanted a micrograph")
     result = denoise_image(net, (image - offset) / scale, precision=precision) * scale + offset
-    files.write_mrc(target, result.astype(np.float32), size, "denoised, for viewing and picking only")
+    mrcio.write_mrc(target, result.astype(np.float32), size, "denoised, for viewing and picking only")
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

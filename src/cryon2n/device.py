@@ -30,7 +30,7 @@ def choose(name: str, threads: int | None = None) -> torch.device:
 
 
 def choose_precision(name: str, where: torch.device) -> str:
-    """Resolve ``auto``: bfloat16 where the device computes in it at least twice as fast as in float32."""
+    """Resolve ``auto``: bfloat16 where the device has instructions for it."""
     if name != "auto":
         return name
     if where.type == "cuda":

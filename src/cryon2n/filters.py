@@ -17,8 +17,8 @@ from scipy import fft
 
 from cryon2n import files, fourier, log, pair
 from cryon2n.errors import InputError
+from cryon2n.methods import FILTERS
 
-METHODS = ("raw", "lowpass", "gaussian", "wiener")
 SIDES = ("a", "b", "full")
 
 
@@ -72,7 +72,7 @@ def tune(method: str, powers: dict[str, np.ndarray]) -> dict[str, Any]:
     Parameters
     ----------
     method : str
-        One of `METHODS`.
+        One of `FILTERS`.
     powers : dict
         From `ring_powers`, of the validation micrographs (for ``wiener``: the training ones).
 
@@ -81,8 +81,8 @@ def tune(method: str, powers: dict[str, np.ndarray]) -> dict[str, Any]:
     dict
         ``method`` and, per input, ``setting`` (or, for ``wiener``, the transfer on the axis ``s``).
     """
-    if method not in METHODS:
-        raise InputError(f"filter {method!r}: unknown method; wanted one of {', '.join(METHODS)}")
+    if method not in FILTERS:
+        raise InputError(f"filter {method!r}: unknown method; wanted one of {', '.join(FILTERS)}")
     if method == "raw":
         return {"method": "raw"}
     if method == "wiener":
@@ -126,7 +126,7 @@ def apply(tuned: dict[str, Any], image: np.ndarray, side: str) -> np.ndarray:
 
 
 def _tune_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--method", choices=METHODS, required=True)
+    parser.add_argument("--method", choices=FILTERS, required=True)
     parser.add_argument("--halves", type=Path, nargs="+", required=True, help="records to choose the setting on")
     parser.add_argument("--filter", type=Path, required=True, help="output: the chosen setting (JSON)")
 
@@ -147,7 +147,7 @@ def _filter_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _filter(args: argparse.Namespace) -> None:
     tuned = files.read_json(args.filter)
-    if not isinstance(tuned, dict) or tuned.get("method") not in METHODS:
+    if not isinstance(tuned, dict) or tuned.get("method") not in FILTERS:
         raise InputError(f"{args.filter}: is not a tuned filter; wanted the JSON that tune-filter writes")
     halves = pair.load_pair(args.halves)
     unit = {name: "full" if name == "noise" else name for name in pair.INPUTS}

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy import fft
 
-from cryon2n import __version__, files, fourier, log, motion, movies, pair
+from cryon2n import __version__, files, fourier, log, motion, movies, mrcio, pair
 from cryon2n.errors import InputError
 from cryon2n.settings import add_settings_arguments, build, settings_from_arguments
 
@@ -211,7 +211,7 @@ def write_halves(
     sides = {}
     for side, image, what in (("a", a, "half a"), ("b", b, "half b")):
         path = prefix.with_name(f"{prefix.name}_{side}.mrc")
-        files.write_mrc(path, image, record["pixel_size_A"], what)
+        mrcio.write_mrc(path, image, record["pixel_size_A"], what)
         sides[side] = {**record[side], "sha256": files.sha256_of(path)}
     files.write_json(
         prefix.with_name(f"{prefix.name}.json"),
@@ -226,17 +226,17 @@ def write_halves(
     )
 
 
+def add_out_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--out``, where `write_halves` writes."""
+    text = "writes PREFIX_a.mrc, PREFIX_b.mrc, PREFIX.json"
+    parser.add_argument("--out", type=Path, required=True, metavar="PREFIX", help=text)
+
+
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--movie", type=Path, required=True, help="raw movie (MRC)")
     parser.add_argument("--gain", type=Path, help="gain reference, multiplied")
     parser.add_argument("--dark", type=Path, help="dark reference, subtracted")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="PREFIX",
-        help="writes PREFIX_a.mrc, PREFIX_b.mrc, PREFIX.json",
-    )
+    add_out_argument(parser)
     parser.add_argument("--threads", type=int, default=1)
     add_settings_arguments(parser)
 
@@ -245,7 +245,7 @@ def _run(args: argparse.Namespace) -> None:
     settings = settings_from_arguments(HalvesSettings, args)
     began = time.monotonic()
     with (
-        fft.set_workers(args.threads),
+        fft.set_workers(max(1, args.threads)),
         movies.open_movie(args.movie, args.gain, args.dark, settings.reference_transform) as movie,
     ):
         a, b, record = split_movie(movie, settings)

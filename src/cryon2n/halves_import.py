@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from cryon2n import files, fourier, log
+from cryon2n import files, fourier, log, mrcio
 from cryon2n.errors import InputError
-from cryon2n.halves import normalise_equal, pixel_size_of, robust_mean, write_halves
+from cryon2n.halves import add_out_argument, normalise_equal, pixel_size_of, robust_mean, write_halves
 
 SHEET_COLUMNS = ("micrograph", "a", "b", "pixel_size_A", "frames_a", "frames_b")
 
@@ -36,7 +36,7 @@ def relative_scale(a: np.ndarray, b: np.ndarray, n_frames: tuple[int, int] | Non
 
     Two independent ways:
 
-    * frames: both are means of frames, so that in common units the noise variances (white floors
+    * frames: whether sums or means, in units of the common signal the noise variances (white floors
       N) go as 1 / frames: ``s² = N_a n_a / (N_b n_b)``.  Used where the frame numbers are known.
     * regression at low frequencies of the noisier side on the other, corrected for the noise of the
       regressor: ``s = <a,b> / (<b,b> - N_b)``, in the rings where b's signal is at least its noise.
@@ -148,7 +148,7 @@ def import_pair(
     same_units : bool
         Both are sums of frames in the same counts (or means of equally many frames).
     """
-    (a, size_a), (b, size_b) = files.read_mrc(a_path), files.read_mrc(b_path)
+    (a, size_a), (b, size_b) = mrcio.read_mrc(a_path), mrcio.read_mrc(b_path)
     for path, image in ((a_path, a), (b_path, b)):
         if image.ndim != 2:
             raise InputError(f"{path}: holds {image.ndim}-dimensional data; wanted one image (a half's sum)")
@@ -165,7 +165,9 @@ def import_pair(
             raise InputError(f"{path}: the image is constant; wanted half a micrograph with its noise")
     if np.array_equal(a, b):
         raise InputError(f"{a_path} and {b_path} hold the same pixels; wanted two halves with independent noise")
-    known = None if None in n_frames else (int(n_frames[0] or 0), int(n_frames[1] or 0))
+    if any(n is not None and n < 1 for n in n_frames):
+        raise InputError(f"{a_path}: found {n_frames[0]} and {n_frames[1]} frames in the halves, wanted 1 or more")
+    known = None if None in n_frames else n_frames
     match: dict[str, float] = {}
     whole = [0, a.shape[0], 0, a.shape[1]]
     if same_units:
@@ -205,13 +207,7 @@ def _check_sums(a: np.ndarray, b: np.ndarray, n_frames: tuple[int, int], path: P
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--a", type=Path, required=True, help="one half (MRC)")
     parser.add_argument("--b", type=Path, required=True, help="the other half (MRC)")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="PREFIX",
-        help="writes PREFIX_a.mrc, PREFIX_b.mrc, PREFIX.json",
-    )
+    add_out_argument(parser)
     parser.add_argument("--pixel-size", type=float, metavar="A", help="Å; default: the headers'")
     parser.add_argument("--frames-a", type=int, help="frames in a")
     parser.add_argument("--frames-b", type=int, help="frames in b")
@@ -221,6 +217,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> None:
     a, b, record = import_pair(args.a, args.b, args.pixel_size, (args.frames_a, args.frames_b), args.units == "same")
     write_halves(args.out, a, b, record, {"a": args.a, "b": args.b}, "import-halves")
+    scale, check = record.get("relative_scale"), record.get("relative_scale_check")
+    if check and not 2 / 3 < scale / check < 3 / 2:
+        log.say(f"warning: {args.out.name}: units matched by frame numbers {scale:.4g}, by common signal {check:.4g}")
     noise = [record[side]["noise_var"] for side in "ab"]
     log.say(f"{args.out.name}: {a.shape[0]} x {a.shape[1]} px, noise variances {noise[0]:.3f} and {noise[1]:.3f}")
 

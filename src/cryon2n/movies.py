@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from cryon2n import files
+from cryon2n import mrcio
 from cryon2n.errors import InputError
 
 
@@ -83,8 +83,8 @@ def open_movie(
         Truncated file, a single image instead of frames, or a reference of another shape.
     """
     path = Path(path)
-    with files.open_mrc(path) as mrc:
-        frames = files.frame_data(mrc.data)
+    with mrcio.open_mrc(path) as mrc:
+        frames = mrcio.frame_data(mrc.data)
         if frames.ndim != 3 or frames.shape[0] < 2:
             raise InputError(
                 f"{path}: holds {'one image' if frames.ndim == 2 else f'{frames.shape[0]} frame(s)'}; "
@@ -95,11 +95,11 @@ def open_movie(
             references[name] = (
                 None if reference is None else _read_reference(reference, name, transform, frames.shape[1:], path)
             )
-        yield Movie(path, frames, references["gain"], references["dark"], files.header_pixel_size(mrc))
+        yield Movie(path, frames, references["gain"], references["dark"], mrcio.header_pixel_size(mrc))
 
 
 def _read_reference(path: str | Path, name: str, transform: str, shape: tuple[int, ...], movie: Path) -> np.ndarray:
-    data, _ = files.read_mrc(path)
+    data, _ = mrcio.read_mrc(path)
     data = np.ascontiguousarray(TRANSFORMS[transform](data))
     if data.shape != shape:
         hint = "; it is turned by 90 degrees: rotate it" if data.shape == shape[::-1] else ""

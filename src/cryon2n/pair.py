@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cryon2n import files
+from cryon2n import files, mrcio
 from cryon2n.errors import InputError
 
 RECORD_FORMAT = "cryon2n-halves"
@@ -104,7 +104,7 @@ def load_pair(record_path: str | Path) -> Pair:
     halves = {}
     for side in "ab":
         path = record_path.with_name(f"{record_path.stem}_{side}.mrc")
-        data, _ = files.read_mrc(path)
+        data, _ = mrcio.read_mrc(path)
         if list(data.shape) != record["shape"]:
             raise InputError(
                 f"{path}: holds {data.shape[0]} x {data.shape[1]} pixels, but its record {record_path.name} says "
@@ -143,9 +143,9 @@ def write_estimates(pair: Pair, estimates: dict[str, np.ndarray], directory: str
     directory = Path(directory)
     for name, (unit, ending) in INPUTS.items():
         path = directory / f"{pair.name}{ending}.mrc"
-        files.write_mrc(path, pair.to_units(estimates[name], unit), pair.pixel_size, f"denoised {label}")
+        mrcio.write_mrc(path, pair.to_units(estimates[name], unit), pair.pixel_size, f"denoised {label}")
     mean = pair.to_units(pair.mean(estimates["a"], estimates["b"]), "full")
-    files.write_mrc(
+    mrcio.write_mrc(
         directory / f"{pair.name}{MEAN_ENDING}.mrc",
         mean,
         pair.pixel_size,
@@ -159,7 +159,7 @@ def read_estimates(pair: Pair, directory: str | Path) -> dict[str, np.ndarray]:
     out = {}
     for name, (unit, ending) in {**INPUTS, "mean": ("full", MEAN_ENDING)}.items():
         path = directory / f"{pair.name}{ending}.mrc"
-        data, _ = files.read_mrc(path)
+        data, _ = mrcio.read_mrc(path)
         if data.shape != pair.a.shape:
             raise InputError(f"{path}: has shape {data.shape}, the halves have {pair.a.shape}; denoise it again")
         out[name] = pair.from_units(data, unit)

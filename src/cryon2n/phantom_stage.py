@@ -16,7 +16,7 @@ import mrcfile
 import numpy as np
 from scipy import fft
 
-from cryon2n import __version__, files, log, phantom
+from cryon2n import __version__, files, log, mrcio, phantom
 from cryon2n import phantom_molecule as molecules
 from cryon2n.errors import InputError
 from cryon2n.settings import add_settings_arguments, settings_from_arguments
@@ -201,7 +201,7 @@ def read_references(
     """Read gain and dark, each (h, w) float32, and check that the detector can have them."""
     out = []
     for path in (gain_path, dark_path):
-        data, _ = files.read_mrc(path)
+        data, _ = mrcio.read_mrc(path)
         if data.shape != settings.shape:
             raise InputError(
                 f"{path}: has shape {data.shape}, the settings say {settings.shape}; run simulate-references "
@@ -269,8 +269,7 @@ def write_movie(
         header.dmin, header.dmax, header.dmean, header.rms = low, high, mean, rms
         header.label[0] = f"cryon2n {__version__} simulated movie"[:80].encode()
         header.nlabl = 1
-        header.imodStamp = 1146047817  # IMOD's mark, with flag 0: the bytes are unsigned
-        header.imodFlags = 0
+        mrcio.mark_unsigned(header)
 
 
 def entry_metadata(settings: PhantomSettings) -> dict[str, Any]:
@@ -328,8 +327,8 @@ def run_references(args: argparse.Namespace) -> None:
     rng = molecules.stream(settings.seed, REFERENCES)
     gain = phantom.gain_reference(settings.shape, settings.gain_spread, rng)
     dark = phantom.dark_reference(settings.shape, settings.dark_fraction, rng)
-    files.write_mrc(args.gain, gain, settings.pixel_size_A, "simulated gain reference, multiply")
-    files.write_mrc(args.dark, dark, settings.pixel_size_A, "simulated dark reference, subtract")
+    mrcio.write_mrc(args.gain, gain, settings.pixel_size_A, "simulated gain reference, multiply")
+    mrcio.write_mrc(args.dark, dark, settings.pixel_size_A, "simulated dark reference, subtract")
     files.write_json(args.entry, entry_metadata(settings))
     log.say(f"gain {gain.min():.2f} to {gain.max():.2f}, dark offsets on {np.count_nonzero(dark)} pixels")
 
@@ -363,7 +362,7 @@ def run_movie(args: argparse.Namespace) -> None:
         with files.atomic_path(args.movie) as temporary:
             key = (s.seed, NOISE, args.index)
             write_movie(temporary, draw.scene, gain, dark, hot, s.hot_counts, key, args.threads)
-            files.write_mrc(args.truth, clean, s.pixel_size_A, "simulated truth")
+            mrcio.write_mrc(args.truth, clean, s.pixel_size_A, "simulated truth")
             files.write_json(args.record, movie_record(s, args.index, args.name, draw, hot, snr))
     defocus = (draw.optics.defocus_u + draw.optics.defocus_v) / 2
     log.say(

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cryon2n import files, log
+from cryon2n import files, log, mrcio
 from cryon2n.errors import InputError
+from cryon2n.methods import BUILT_IN
 
 SPLITS = ("train", "val", "test")
 
@@ -39,9 +40,6 @@ class Study:
     split: dict[str, list[str]]
     sources: dict[str, dict[str, str]]
     references: dict[str, str]
-
-
-METHODS = ("raw", "lowpass", "gaussian", "wiener", "topaz-unet", "topaz-unet-small", "topaz-trained")
 
 
 def read_study(config: dict[str, Any]) -> Study:
@@ -75,14 +73,14 @@ def read_study(config: dict[str, Any]) -> Study:
 
 def _check_methods(config: dict[str, Any]) -> None:
     models, compare = list(config["models"]), config["compare"]
-    taken = [name for name in models if name in METHODS or name == "topaz-env"]
+    taken = [name for name in models if name in BUILT_IN or name == "topaz-env"]
     if taken:
         raise InputError(f"config: models: {', '.join(taken)} is the name of a built-in method; choose another")
-    unknown = [name for name in compare["methods"] if name not in METHODS and name not in models]
+    unknown = [name for name in compare["methods"] if name not in BUILT_IN and name not in models]
     if unknown:
         raise InputError(
             f"config: compare: methods: unknown method {', '.join(unknown)}; "
-            f"wanted some of {', '.join([*METHODS, *models])}"
+            f"wanted some of {', '.join([*BUILT_IN, *models])}"
         )
     if compare["reference"] not in compare["methods"]:
         raise InputError(
@@ -219,7 +217,7 @@ def frame_geometry(config: dict[str, Any], study: Study) -> tuple[int, int, int,
     path = Path(first.get("path") or first["a"])
     if not path.exists():
         return None
-    with files.open_mrc(path) as mrc:
+    with mrcio.open_mrc(path) as mrc:
         n = mrc.data.shape[0] if mrc.data.ndim == 3 else 1
         return n, *mrc.data.shape[-2:], mrc.data.dtype.itemsize
 

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from cryon2n import __version__, audit, codeversion, figures, files, filters, log
+from cryon2n import __version__, audit, codeversion, figures, files, filters, log, mrcio
 from cryon2n.compare import load_truth
 from cryon2n.errors import InputError
 from cryon2n.pair import INPUTS, MEAN_ENDING, Pair, load_pair
@@ -91,7 +91,7 @@ def read_estimate(pair: Pair, directory: Path, kind: str = "mean") -> np.ndarray
     """Read one of a method's images (``mean`` or a name of `INPUTS`), normalised, shape (h, w)."""
     unit, ending = INPUTS[kind] if kind in INPUTS else ("full", MEAN_ENDING)
     path = directory / f"{pair.name}{ending}.mrc"
-    data, _ = files.read_mrc(path)
+    data, _ = mrcio.read_mrc(path)
     if data.shape != pair.a.shape:
         raise InputError(f"{path}: has shape {data.shape}, the halves have {pair.a.shape}; denoise it again")
     return pair.from_units(data, unit)

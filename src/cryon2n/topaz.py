@@ -23,14 +23,15 @@ from typing import Any
 
 import numpy as np
 
-from cryon2n import files, log
+from cryon2n import files, log, mrcio
 from cryon2n.errors import InputError
+from cryon2n.methods import TOPAZ
 from cryon2n.pair import INPUTS, load_pair, read_record, write_estimates
 from cryon2n.settings import add_settings_arguments, settings_from_arguments
 from cryon2n.topaz_run import DEVICES, TopazRun, check_weights, read_environment, run_topaz
 
 # Method: the --arch that stands for it.  Topaz has no weights of its own for "unet3".
-METHODS = {"topaz-unet": "unet", "topaz-unet-small": "unet-small", "topaz-trained": "unet3"}
+METHODS = dict(zip(TOPAZ, ("unet", "unet-small", "unet3"), strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +129,7 @@ def denoise_images(
     arguments = ["--arch", arch, "--patch-padding", str(patch_padding), "--output", "out"]
     with tempfile.TemporaryDirectory(prefix="cryon2n-topaz-") as scratch:
         for name, image in images.items():
-            files.write_mrc(Path(scratch, f"{name}.mrc"), image.astype(np.float32), 1.0)
+            mrcio.write_mrc(Path(scratch, f"{name}.mrc"), image.astype(np.float32), 1.0)
         if model is not None:
             if not Path(model).is_file():
                 raise InputError(f"{model}: no such file; wanted the model that train-topaz wrote")
@@ -142,7 +143,7 @@ def denoise_images(
 def _read_result(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     if not path.is_file():
         raise InputError(f"{path.stem}: Topaz ended well but wrote no result; is there room on the disk?")
-    with files.open_mrc(path) as mrc:
+    with mrcio.open_mrc(path) as mrc:
         data = np.array(mrc.data, dtype=np.float32)
     if data.shape != shape:
         raise InputError(f"{path.stem}: Topaz gave an image of shape {data.shape}, wanted {shape}")
@@ -281,8 +282,8 @@ def _write_training_halves(records: Sequence[str | Path], directory: Path) -> No
     """Write the pairs' valid regions as ``A/0000.mrc``, ``B/0000.mrc``, …: Topaz pairs by file name."""
     for number, path in enumerate(records):
         pair = load_pair(path)
-        files.write_mrc(directory / "A" / f"{number:04d}.mrc", pair.a[pair.valid], pair.pixel_size)
-        files.write_mrc(directory / "B" / f"{number:04d}.mrc", pair.b[pair.valid], pair.pixel_size)
+        mrcio.write_mrc(directory / "A" / f"{number:04d}.mrc", pair.a[pair.valid], pair.pixel_size)
+        mrcio.write_mrc(directory / "B" / f"{number:04d}.mrc", pair.b[pair.valid], pair.pixel_size)
 
 
 def _provenance(ready: dict[str, Any], run: TopazRun, threads: int | None) -> dict[str, Any]:

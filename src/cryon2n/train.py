@@ -6,8 +6,8 @@ ICML 2018).  AdamW, warm-up, cosine, clipping of outlying gradients, moving aver
 
 A run that is killed goes on from ``checkpoints/last.ckpt`` beside the weights and ends with the
 same weights as one that was not: crops depend on the step alone, and the checkpoint holds weights,
-optimiser and average.  It also holds a fingerprint of settings, data and code, and is set aside
-when that differs.
+optimiser and average.  It also holds a fingerprint of settings, data and code; one of another
+run is not used, and the reason is said.
 """
 
 import argparse
@@ -89,6 +89,8 @@ class TrainSettings:
         for name in ("steps", "batch", "crop", "validate_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"train setting {name}: found {getattr(self, name)}, wanted 1 or more")
+        if self.seed < 0:
+            raise InputError(f"train setting seed: found {self.seed}, wanted 0 or more")
         for name in ("rate", "clip"):
             if getattr(self, name) <= 0:
                 raise InputError(f"train setting {name}: found {getattr(self, name)}, wanted more than 0")
@@ -238,7 +240,7 @@ class State:
             log.say(f"{path}: cannot read the checkpoint ({type(error).__name__}); starting from step 0")
             return
         if saved["fingerprint"] != mark:
-            log.say(f"{path}: made with other settings, data or code; set aside, starting from step 0")
+            log.say(f"{path}: made with other settings, data or code; not used, starting from step 0")
             return
         self.net.load_state_dict(saved["net"])
         self.average.load_state_dict(saved["average"])

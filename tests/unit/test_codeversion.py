@@ -121,3 +121,22 @@ def test_a_rule_names_every_module_that_makes_its_numbers(name, command, modules
     missing -= codeversion.NUMBERLESS | modules
     assert not missing, f"{name}: add {', '.join(sorted(missing))} to its code_version"
     assert all((codeversion.PACKAGE / f"{m}.py").exists() for m in modules)
+
+
+def test_reading_pixels_is_part_of_every_rule_that_reads_them():
+    """What turns bytes into numbers must not hide in a module that no rule names."""
+    for module in codeversion.NUMBERLESS - {"__init__"}:
+        source = (codeversion.PACKAGE / f"{module}.py").read_text()
+        assert not re.search(r"\b(numpy|mrcfile|scipy|torch)\b *(as|$|import)", source, re.M), module
+
+
+def test_the_conda_file_holds_the_pins_and_everything_that_is_needed():
+    import tomllib
+
+    import yaml
+
+    pins = set((ROOT / "envs/constraints.txt").read_text().lower().split())
+    conda = yaml.safe_load((ROOT / "envs/cryon2n.yaml").read_text())["dependencies"][-1]["pip"]
+    assert set(conda) <= pins
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert {name.lower() for name in needed} == {pin.split("==")[0] for pin in conda}

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import ndimage
 
-from cryon2n import cli, compare, files, fourier, pair, pooling
+from cryon2n import cli, compare, files, fourier, mrcio, pair, pooling
 
 SHAPE, BIN, SHIFT = (128, 144), 2, (1.3, -2.6)
 FRAMES = {"a": 19, "b": 19}
@@ -53,11 +53,11 @@ def make_micrograph(folder, name, seed, frames=FRAMES):
     for side, n in frames.items():
         share = n / total
         half = counts * share + rng.standard_normal(SHAPE) * np.sqrt(40 * share)
-        files.write_mrc(halves / f"{name}_{side}.mrc", half.astype(np.float32), 2.0)
+        mrcio.write_mrc(halves / f"{name}_{side}.mrc", half.astype(np.float32), 2.0)
         # Noise variance 40 share in counts, scale 10 share.
         record[side] = {"n_frames": n, "offset": 40 * share, "scale": 10 * share, "noise_var": 0.4 / share}
     files.write_json(halves / f"{name}.json", record)
-    files.write_mrc(folder / "truth" / f"{name}.mrc", clean.astype(np.float32), 1.0)
+    mrcio.write_mrc(folder / "truth" / f"{name}.mrc", clean.astype(np.float32), 1.0)
     truth = {"particles": [{"x_px": px, "y_px": py} for px, py in particles], "particle_radius_A": 20.0}
     files.write_json(folder / "truth" / f"{name}.json", {**truth, "trajectory_A": [[0, 0]] * total})
     return halves / f"{name}.json"
@@ -118,7 +118,7 @@ def test_scores_are_those_of_the_truth_that_was_written(entry):
     """Recompute signal-to-error from the counts, by another way than the code's."""
     table = read(entry / "scores/blur.tsv")
     one = pair.load_pair(entry / "halves/001.json")
-    clean, _ = files.read_mrc(entry / "truth/001.mrc")
+    clean, _ = mrcio.read_mrc(entry / "truth/001.mrc")
     counts = fourier.fourier_shift(fourier.fourier_crop(clean, BIN) * BIN**2, SHIFT)
     region = slice(3, 125), slice(2, 141)  # valid, less the 3 columns that the shift wrapped round
     s = ((counts - 40) / 10)[region]
@@ -223,21 +223,21 @@ def test_a_truth_in_other_units_or_of_another_micrograph_is_refused(tmp_path, ca
     pair.write_estimates(one, pair.estimate_all(one, blur), tmp_path / "blur", "blur")
     arguments = score_arguments(tmp_path, "blur", [record])
     truth = tmp_path / "truth/m.mrc"
-    good, _ = files.read_mrc(truth)
+    good, _ = mrcio.read_mrc(truth)
 
-    files.write_mrc(truth, good / 38, 1.0)  # electrons per frame
+    mrcio.write_mrc(truth, good / 38, 1.0)  # electrons per frame
     message = fail(arguments, capsys)
     assert "m.mrc" in message
     assert "off the halves' mean" in message
 
     other = np.random.default_rng(5).standard_normal(good.shape).astype(np.float32) * 0.01 + 10
-    files.write_mrc(truth, other, 1.0)
+    mrcio.write_mrc(truth, other, 1.0)
     assert "does not correlate" in fail(arguments, capsys)
 
-    files.write_mrc(truth, good[:-2], 1.0)
+    mrcio.write_mrc(truth, good[:-2], 1.0)
     assert "(127, 144) at bin 2" in fail(arguments, capsys)
 
-    files.write_mrc(truth, good, 1.0)
+    mrcio.write_mrc(truth, good, 1.0)
     edit(truth.with_suffix(".json"), trajectory_A=None)
     assert "leave out --truth" in fail(arguments, capsys)
 
@@ -451,7 +451,7 @@ def test_unwrapped_region_loses_the_side_that_the_shift_came_from():
 def test_real_unequal_pairs_score_an_identity_as_its_noise(shared_data):
     """Apoferritin (EMPIAR-10146): one frame against the rest, in unlike units, with real labels."""
     name = "May08_03.05.02"
-    a, b = (files.read_mrc(shared_data / f"apoferritin-10146/{name}_{side}.mrc")[0] for side in "ab")
+    a, b = (mrcio.read_mrc(shared_data / f"apoferritin-10146/{name}_{side}.mrc")[0] for side in "ab")
     labels = compare.read_labels(shared_data / "apoferritin-10146/particles.csv")
     units = {"a": (a.mean(), 3 * a.std()), "b": (b.mean(), b.std())}
     a, b = ((x - units[s][0]) / units[s][1] for s, x in (("a", a), ("b", b)))

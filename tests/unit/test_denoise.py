@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cryon2n import denoise, files, pair, unet
+from cryon2n import denoise, mrcio, pair, unet
 from cryon2n.errors import InputError
 from making import command, field, white, write_pair
 
@@ -70,14 +70,14 @@ def test_borders_see_a_mirrored_image():
 def test_a_denoised_file_keeps_grey_levels_and_header(tmp_path):
     net = random_net()
     image = (500 + 40 * (field(1) + white(2))).astype(np.float32)
-    files.write_mrc(tmp_path / "m.mrc", image, 1.25)
+    mrcio.write_mrc(tmp_path / "m.mrc", image, 1.25)
     before = (tmp_path / "m.mrc").read_bytes()
     denoise.denoise_file(net, tmp_path / "m.mrc", tmp_path / "out" / "m.mrc", None, "float32")
-    found, size = files.read_mrc(tmp_path / "out" / "m.mrc")
+    found, size = mrcio.read_mrc(tmp_path / "out" / "m.mrc")
     # A bias-free network: twice the contrast and another grey level in, the same out.
-    files.write_mrc(tmp_path / "n.mrc", 2 * image - 100, 1.25)
+    mrcio.write_mrc(tmp_path / "n.mrc", 2 * image - 100, 1.25)
     denoise.denoise_file(net, tmp_path / "n.mrc", tmp_path / "out" / "n.mrc", None, "float32")
-    again, _ = files.read_mrc(tmp_path / "out" / "n.mrc")
+    again, _ = mrcio.read_mrc(tmp_path / "out" / "n.mrc")
     np.testing.assert_allclose(again, 2 * found - 100, rtol=1e-5, atol=1e-2)
     assert size == pytest.approx(1.25) and found.std() > 1
     with mrcfile.open(tmp_path / "out" / "m.mrc") as mrc:
@@ -111,7 +111,7 @@ def test_a_training_micrograph_is_noted(tmp_path, weights, capsys):
 
 def test_bad_micrographs_are_refused_and_no_input_is_overwritten(tmp_path, weights, capsys):
     def attempt(image, text, out="out", size=1.5):
-        files.write_mrc(tmp_path / "m.mrc", image, size)
+        mrcio.write_mrc(tmp_path / "m.mrc", image, size)
         before = (tmp_path / "m.mrc").read_bytes()
         micrograph = tmp_path / "m.mrc"
         code = command("denoise-micrograph", "--weights", weights, "--micrographs", micrograph, "--out", tmp_path / out)
@@ -125,8 +125,8 @@ def test_bad_micrographs_are_refused_and_no_input_is_overwritten(tmp_path, weigh
 
 
 def test_an_unknown_pixel_size_is_asked_for(tmp_path):
-    files.write_mrc(tmp_path / "m.mrc", white(1, (64, 64)), 1.0)
+    mrcio.write_mrc(tmp_path / "m.mrc", white(1, (64, 64)), 1.0)
     with pytest.raises(InputError, match=r"pixel size missing.*--pixel-size"):
         denoise.denoise_file(random_net(), tmp_path / "m.mrc", tmp_path / "o.mrc", None, "float32")
     denoise.denoise_file(random_net(), tmp_path / "m.mrc", tmp_path / "o.mrc", 2.0, "float32")
-    assert files.read_mrc(tmp_path / "o.mrc")[1] == pytest.approx(2.0)
+    assert mrcio.read_mrc(tmp_path / "o.mrc")[1] == pytest.approx(2.0)

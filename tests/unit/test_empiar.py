@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cryon2n import files
+from cryon2n import files, mrcio
 from cryon2n.download import CHUNK, Expected, check_mrc_header, fetch
 from cryon2n.empiar import (
     MovieRow,
@@ -168,7 +168,7 @@ def site():
 def movie_bytes(folder: Path, seed: int = 0, frames: int = FRAMES, h: int = H, w: int = W) -> bytes:
     counts = np.random.default_rng(seed).integers(0, 255, (frames, h, w), dtype=np.uint8)
     path = folder / f"made-{seed}-{frames}-{h}-{w}.mrc"
-    files.write_mrc(path, counts, 0.6575)
+    mrcio.write_mrc(path, counts, 0.6575)
     return path.read_bytes()
 
 

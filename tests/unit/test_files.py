@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cryon2n import cli, files, settings
+from cryon2n import cli, files, mrcio, settings
 from cryon2n.errors import InputError
 from making import white
 
@@ -96,8 +96,8 @@ def test_an_mrc_file_comes_back_and_is_valid(tmp_path, dtype, shape):
     # mrcfile's validation sums float16 in float16: small values there.
     data = np.random.default_rng(0).integers(0, 4 if dtype == np.float16 else 256, shape).astype(dtype)
     path = tmp_path / "x.mrc"
-    files.write_mrc(path, data, 0.6575, "a label")
-    back, pixel = files.read_mrc(path)
+    mrcio.write_mrc(path, data, 0.6575, "a label")
+    back, pixel = mrcio.read_mrc(path)
     np.testing.assert_array_equal(back, data.astype(np.float32))
     assert back.dtype == np.float32 and pixel == pytest.approx(0.6575, rel=1e-6)
     assert mrcfile.validate(path)
@@ -109,52 +109,52 @@ def test_an_mrc_file_comes_back_and_is_valid(tmp_path, dtype, shape):
 
 @pytest.mark.parametrize(("pack", "ending"), [(gzip.compress, ".gz"), (bz2.compress, ".bz2")])
 def test_compressed_files_are_read_and_damaged_ones_refused(tmp_path, pack, ending):
-    files.write_mrc(tmp_path / "x.mrc", white(1, (40, 50)), 1.5)
+    mrcio.write_mrc(tmp_path / "x.mrc", white(1, (40, 50)), 1.5)
     packed = pack((tmp_path / "x.mrc").read_bytes())
     path = tmp_path / f"x.mrc{ending}"
     path.write_bytes(packed)
-    np.testing.assert_array_equal(files.read_mrc(path)[0], white(1, (40, 50)))
+    np.testing.assert_array_equal(mrcio.read_mrc(path)[0], white(1, (40, 50)))
     middle = len(packed) // 2
     for damaged in (packed[:middle], packed[:middle] + bytes(200) + packed[middle + 200 :], b"no archive"):
         path.write_bytes(damaged)
         with pytest.raises(InputError, match=f"x.mrc{ending}: not a complete MRC file"):
-            files.read_mrc(path)
+            mrcio.read_mrc(path)
 
 
 def test_a_single_section_is_an_image(tmp_path):
-    files.write_mrc(tmp_path / "x.mrc", white(1, (1, 8, 9)), 1.5)
-    assert files.read_mrc(tmp_path / "x.mrc")[0].shape == (8, 9)
+    mrcio.write_mrc(tmp_path / "x.mrc", white(1, (1, 8, 9)), 1.5)
+    assert mrcio.read_mrc(tmp_path / "x.mrc")[0].shape == (8, 9)
 
 
 @given(keep=st.integers(0, 1024 + 4 * 20 * 30 - 1))
 def test_no_truncated_file_is_ever_taken_for_whole(tmp_path_factory, keep):
     path = tmp_path_factory.getbasetemp() / "truncated.mrc"
-    files.write_mrc(path, white(1, (20, 30)), 1.5)
+    mrcio.write_mrc(path, white(1, (20, 30)), 1.5)
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(InputError, match=r"truncated\.mrc: not a complete MRC file"):
-        files.read_mrc(path)
+        mrcio.read_mrc(path)
 
 
 @pytest.mark.filterwarnings("ignore:Data array contains NaN")
 def test_missing_and_broken_files_are_named(tmp_path):
     with pytest.raises(InputError, match=r"none\.mrc: no such file"):
-        files.read_mrc(tmp_path / "none.mrc")
+        mrcio.read_mrc(tmp_path / "none.mrc")
     with pytest.raises(InputError, match="not a complete MRC file"):
-        files.read_mrc(tmp_path)  # a folder
+        mrcio.read_mrc(tmp_path)  # a folder
     data = white(1, (20, 30))
     data[3, 4] = np.nan
-    files.write_mrc(tmp_path / "x.mrc", data, 1.5)
+    mrcio.write_mrc(tmp_path / "x.mrc", data, 1.5)
     with pytest.raises(InputError, match=r"x\.mrc: 1 pixels are NaN"):
-        files.read_mrc(tmp_path / "x.mrc")
+        mrcio.read_mrc(tmp_path / "x.mrc")
 
 
 def test_a_header_without_pixel_size_gives_none(tmp_path):
-    files.write_mrc(tmp_path / "x.mrc", white(1, (20, 30)), 0.0)
-    assert files.read_mrc(tmp_path / "x.mrc")[1] is None
+    mrcio.write_mrc(tmp_path / "x.mrc", white(1, (20, 30)), 0.0)
+    assert mrcio.read_mrc(tmp_path / "x.mrc")[1] is None
 
 
 def test_a_real_micrograph_is_read(shared_data):
-    data, pixel = files.read_mrc(next((shared_data / "mrcfile-1.5.4").glob("fei-extended.mrc*")))
+    data, pixel = mrcio.read_mrc(next((shared_data / "mrcfile-1.5.4").glob("fei-extended.mrc*")))
     assert sorted(data.shape) == [3710, 3838] and pixel == pytest.approx(0.85378, rel=1e-4)
     assert data.min() >= 0  # unsigned
 

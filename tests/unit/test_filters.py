@@ -74,7 +74,7 @@ def fields(tmp_path_factory):
         unit = pairs[-1].record["a"]
         truths.append((clean - unit["offset"]) / unit["scale"])
     powers = filters.ring_powers(pairs[:4])
-    return pairs, truths, {m: filters.tune(m, powers) for m in filters.METHODS}
+    return pairs, truths, {m: filters.tune(m, powers) for m in filters.FILTERS}
 
 
 def true_mse(fields, method, side):
@@ -90,7 +90,7 @@ def true_mse(fields, method, side):
 
 @pytest.mark.parametrize("side", ["a", "full"])
 def test_wiener_is_the_best_linear_filter_and_near_its_closed_form(fields, side):
-    errors = {method: true_mse(fields, method, side) for method in filters.METHODS}
+    errors = {method: true_mse(fields, method, side) for method in filters.FILTERS}
     assert errors["wiener"] < min(errors["gaussian"], errors["lowpass"]) < errors["raw"]
     s = grid(SHAPE)
     twice = np.full(s.shape[1], 2.0)
@@ -107,7 +107,7 @@ def test_the_whole_exposure_gets_its_own_weaker_filter(fields):
     assert tuned["lowpass"]["setting"]["full"] > tuned["lowpass"]["setting"]["a"]
 
 
-@pytest.mark.parametrize("method", filters.METHODS)
+@pytest.mark.parametrize("method", filters.FILTERS)
 @pytest.mark.parametrize("shape", [(64, 64), (61, 97)])
 def test_a_constant_image_stays_as_it_is(fields, method, shape):
     out = filters.apply(fields[2][method], np.full(shape, 7.0, np.float32), "a")

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from cryon2n import files, halves, movies, pair
+from cryon2n import files, halves, movies, mrcio, pair
 from cryon2n.errors import InputError
 from making import field, frames, moved, write_movie
 
@@ -107,7 +107,7 @@ def test_the_whole_exposure_is_the_weighted_mean_of_the_halves(tmp_path, cryon2n
     write_movie(tmp_path / "m.mrc", counts(4, 5))
     cryon2n("split-halves", "--movie", tmp_path / "m.mrc", "--out", tmp_path / "h" / "m")
     halves_pair = pair.load_pair(tmp_path / "h" / "m.json")
-    a, b = (files.read_mrc(tmp_path / "h" / f"m_{side}.mrc")[0] for side in "ab")
+    a, b = (mrcio.read_mrc(tmp_path / "h" / f"m_{side}.mrc")[0] for side in "ab")
     np.testing.assert_allclose(halves_pair.to_units(halves_pair.full, "full"), a + b, atol=2e-3)
 
 
@@ -141,7 +141,7 @@ def test_a_pixel_size_that_is_none_is_refused(value):
 def test_the_record_holds_what_the_data_guide_says(tmp_path, cryon2n):
     write_movie(tmp_path / "m.mrc", counts(1, 5))
     gain = np.ones(SHAPE, np.float32)
-    files.write_mrc(tmp_path / "gain.mrc", gain, 1.5)
+    mrcio.write_mrc(tmp_path / "gain.mrc", gain, 1.5)
     cryon2n(
         "split_halves", "--movie", tmp_path / "m.mrc", "--gain", tmp_path / "gain.mrc", "--out", tmp_path / "h" / "m",
         "--set", "dose_e_per_A2=50",
@@ -164,7 +164,7 @@ def test_the_record_holds_what_the_data_guide_says(tmp_path, cryon2n):
 
 def test_a_turned_gain_reference_is_noticed_by_its_defects(tmp_path):
     gain = np.where(np.random.default_rng(0).random(SHAPE) < 0.1, 0.0, 1.0).astype(np.float32)
-    files.write_mrc(tmp_path / "gain.mrc", gain, 1.5)
+    mrcio.write_mrc(tmp_path / "gain.mrc", gain, 1.5)
     with movies.open_movie(write_movie(tmp_path / "m.mrc", counts(1, 4)), tmp_path / "gain.mrc") as movie:
         with pytest.raises(InputError, match="% of the pixels are defects"):
             halves.split_movie(movie, halves.HalvesSettings())

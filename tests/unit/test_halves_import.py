@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from cryon2n import files, halves_import, pair
+from cryon2n import files, halves_import, mrcio, pair
 from cryon2n.errors import InputError
 from making import field, white
 
@@ -21,7 +21,7 @@ def sides(factor=1.0, frames=(1, 1), seed=1, amplitude=0.6):
 
 def write(tmp_path, a, b, size=1.5):
     for name, image in (("a", a), ("b", b)):
-        files.write_mrc(tmp_path / f"{name}.mrc", np.asarray(image, np.float32), size)
+        mrcio.write_mrc(tmp_path / f"{name}.mrc", np.asarray(image, np.float32), size)
     return tmp_path / "a.mrc", tmp_path / "b.mrc"
 
 
@@ -84,8 +84,8 @@ def test_halves_keep_their_own_units_in_the_files(tmp_path, cryon2n):
     a, b = sides(12.0, (2, 3))
     write(tmp_path, a, b)
     run_import(tmp_path, cryon2n, "--units", "fit")
-    np.testing.assert_array_equal(files.read_mrc(tmp_path / "h" / "m_a.mrc")[0], a)
-    np.testing.assert_array_equal(files.read_mrc(tmp_path / "h" / "m_b.mrc")[0], b)
+    np.testing.assert_array_equal(mrcio.read_mrc(tmp_path / "h" / "m_a.mrc")[0], a)
+    np.testing.assert_array_equal(mrcio.read_mrc(tmp_path / "h" / "m_b.mrc")[0], b)
     record = json.loads((tmp_path / "h" / "m.json").read_text())
     assert record["alignment"] == "unknown" and record["dose_weighted"] is None and record["trajectory_A"] is None
 
@@ -113,10 +113,10 @@ def test_impossible_pairs_are_refused_with_a_sentence(tmp_path):
 def test_pixel_sizes_that_contradict_are_refused_and_one_is_enough(tmp_path):
     a, b = sides()
     paths = write(tmp_path, a, b)
-    files.write_mrc(paths[1], b, 1.6)
+    mrcio.write_mrc(paths[1], b, 1.6)
     with pytest.raises(InputError, match="give --pixel-size"):
         halves_import.import_pair(*paths, None, (None, None), True)
-    files.write_mrc(paths[0], a, 0.0)
+    mrcio.write_mrc(paths[0], a, 0.0)
     assert halves_import.import_pair(*paths, None, (None, None), True)[2]["pixel_size_A"] == pytest.approx(1.6)
     assert halves_import.import_pair(*paths, 1.25, (None, None), True)[2]["pixel_size_A"] == 1.25
 
@@ -129,6 +129,14 @@ def test_nan_ends_with_2_and_no_output(tmp_path, cryon2n):
     done = run_import(tmp_path, cryon2n, check=False)
     assert done.returncode == 2 and "b.mrc: 1 pixels are NaN" in done.stderr
     assert not (tmp_path / "h").exists()
+
+
+@pytest.mark.parametrize("frames", [(0, 49), (1, -2)])
+def test_no_frames_in_a_half_is_a_sentence(tmp_path, frames):
+    a, b = sides()
+    write(tmp_path, a, b)
+    with pytest.raises(InputError, match="wanted 1 or more"):
+        halves_import.import_pair(tmp_path / "a.mrc", tmp_path / "b.mrc", 1.5, frames, False)
 
 
 def test_a_sheet_of_pairs_is_checked(tmp_path):

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 
-from cryon2n import files, movies
+from cryon2n import movies, mrcio
 from cryon2n.errors import InputError
 from making import white, write_movie
 
@@ -23,7 +23,7 @@ def opened(tmp_path, data, gain=None, dark=None):
     for name, reference in (("gain", gain), ("dark", dark)):
         if reference is not None:
             paths[name] = tmp_path / f"{name}.mrc"
-            files.write_mrc(paths[name], reference.astype(np.float32), 1.5)
+            mrcio.write_mrc(paths[name], reference.astype(np.float32), 1.5)
     with movies.open_movie(write_movie(tmp_path / "m.mrc", data), paths["gain"], paths["dark"]) as movie:
         yield movie
 
@@ -101,7 +101,7 @@ def test_a_reference_turned_or_flipped_is_turned_back_by_its_transform(tmp_path,
     stored = next(
         t(right) for t in movies.TRANSFORMS.values() if np.array_equal(movies.TRANSFORMS[name](t(right)), right)
     )
-    files.write_mrc(tmp_path / "gain.mrc", np.ascontiguousarray(stored), 1.5)
+    mrcio.write_mrc(tmp_path / "gain.mrc", np.ascontiguousarray(stored), 1.5)
     write_movie(tmp_path / "m.mrc", counts(n=2, shape=(3, 4)))
     with movies.open_movie(tmp_path / "m.mrc", tmp_path / "gain.mrc", None, name) as movie:
         np.testing.assert_array_equal(movie.gain, right)
@@ -141,7 +141,7 @@ def test_a_frame_with_nan_is_named(tmp_path):
 @pytest.mark.parametrize(("shape", "text"), [((50, 50), "this detector"), (SHAPE[::-1], "turned by 90 degrees")])
 def test_a_gain_of_another_shape_is_refused(tmp_path, shape, text):
     write_movie(tmp_path / "m.mrc", counts())
-    files.write_mrc(tmp_path / "gain.mrc", np.ones(shape, np.float32), 1.5)
+    mrcio.write_mrc(tmp_path / "gain.mrc", np.ones(shape, np.float32), 1.5)
     refused(tmp_path, text, gain=tmp_path / "gain.mrc")
 
 
@@ -162,7 +162,7 @@ def break_single(folder):
 
 
 def break_gain(folder):
-    files.write_mrc(folder / "gain.mrc", np.ones(SHAPE[::-1], np.float32), 1.5)
+    mrcio.write_mrc(folder / "gain.mrc", np.ones(SHAPE[::-1], np.float32), 1.5)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def break_gain(folder):
 )
 def test_bad_input_ends_with_2_one_sentence_and_no_output(tmp_path, cryon2n, fault, file):
     write_movie(tmp_path / "m.mrc", counts())
-    files.write_mrc(tmp_path / "gain.mrc", np.ones(SHAPE, np.float32), 1.5)
+    mrcio.write_mrc(tmp_path / "gain.mrc", np.ones(SHAPE, np.float32), 1.5)
     fault(tmp_path)
     done = cryon2n(
         "split-halves", "--movie", tmp_path / "m.mrc", "--gain", tmp_path / "gain.mrc", "--out", tmp_path / "out" / "m",

@@ -9,7 +9,7 @@ import pytest
 from scipy import fft
 from scipy.spatial import cKDTree
 
-from cryon2n import files, phantom, phantom_stage
+from cryon2n import files, mrcio, phantom, phantom_stage
 from cryon2n import phantom_molecule as molecules
 from cryon2n.errors import InputError
 from cryon2n.fourier import fourier_shift
@@ -321,15 +321,15 @@ def simulate(cryon2n, folder, settings, indices=(0,), threads=1):
 
 def test_a_whole_entry(cryon2n, tmp_path):
     simulate(cryon2n, tmp_path, SMALL)
-    with files.open_mrc(tmp_path / "m0.mrc") as mrc:
-        frames = files.frame_data(mrc.data)
+    with mrcio.open_mrc(tmp_path / "m0.mrc") as mrc:
+        frames = mrcio.frame_data(mrc.data)
         assert frames.dtype == np.uint8 and frames.shape == (4, 96, 80)
         assert mrc.is_image_stack()
-        assert files.header_pixel_size(mrc) == pytest.approx(1.3)
+        assert mrcio.header_pixel_size(mrc) == pytest.approx(1.3)
         assert float(mrc.header.dmean) == pytest.approx(frames.mean(), rel=1e-5)
         assert float(mrc.header.rms) == pytest.approx(frames.std(), rel=1e-4)
         frames = frames.copy()
-    truth, pixel_size = files.read_mrc(tmp_path / "t0.mrc")
+    truth, pixel_size = mrcio.read_mrc(tmp_path / "t0.mrc")
     assert truth.shape == (96, 80) and pixel_size == pytest.approx(1.3)
     record = files.read_json(tmp_path / "t0.json")
     assert record["micrograph"] == "mic_0" and record["seed"] == 10025
@@ -365,12 +365,12 @@ def test_corrected_frames_are_the_truth_plus_independent_poisson_noise(cryon2n, 
     still = {**SMALL, "shape": [160, 128], "n_frames": 12, "drift_A": 0.0, "hot_pixels_per_mpx": 0.0}
     still["dark_fraction"] = 0.2
     simulate(cryon2n, tmp_path, still, indices=(0, 1))
-    gain, _ = files.read_mrc(tmp_path / "gain.mrc")
-    dark, _ = files.read_mrc(tmp_path / "dark.mrc")
+    gain, _ = mrcio.read_mrc(tmp_path / "gain.mrc")
+    dark, _ = mrcio.read_mrc(tmp_path / "dark.mrc")
     noise = []
     for i in (0, 1):
-        raw, _ = files.read_mrc(tmp_path / f"m{i}.mrc")
-        clean = files.read_mrc(tmp_path / f"t{i}.mrc")[0] / 12
+        raw, _ = mrcio.read_mrc(tmp_path / f"m{i}.mrc")
+        clean = mrcio.read_mrc(tmp_path / f"t{i}.mrc")[0] / 12
         # variance of a corrected pixel: gain² × expected raw counts
         noise.append(((raw - dark) * gain - clean) / np.sqrt(clean * gain))
     n = noise[0].size
@@ -388,7 +388,7 @@ def test_corrected_frames_are_the_truth_plus_independent_poisson_noise(cryon2n, 
     assert max(correlation(a[t], b[u]) for t in range(12) for u in range(12)) < bound
     assert correlation(a[0][:, 1:], a[0][:, :-1]) < bound  # white
     # the truth fits better than the other movie's: the test can see a wrong one
-    wrong = ((files.read_mrc(tmp_path / "m0.mrc")[0] - dark) * gain).sum(axis=0) - clean * 12
+    wrong = ((mrcio.read_mrc(tmp_path / "m0.mrc")[0] - dark) * gain).sum(axis=0) - clean * 12
     assert wrong.var() > 1.05 * (clean * 12).mean()
 
 
@@ -412,8 +412,8 @@ def test_bad_settings_are_one_sentence_and_no_file(tmp_path, monkeypatch, capsys
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.cif").write_text("data_\nloop_\n_nothing.here\n'\n")
-    files.write_mrc("gain.mrc", np.ones((96, 80), np.float32), 1.3)
-    files.write_mrc("dark.mrc", np.zeros((96, 80), np.float32), 1.3)
+    mrcio.write_mrc("gain.mrc", np.ones((96, 80), np.float32), 1.3)
+    mrcio.write_mrc("dark.mrc", np.zeros((96, 80), np.float32), 1.3)
     before = sorted(p.name for p in tmp_path.iterdir())
     arguments = ["--gain", "gain.mrc", "--dark", "dark.mrc", "--movie", "m.mrc", "--truth", "t.mrc"]
     arguments += ["--record", "t.json", "--index", "0", "--name", "m"]
@@ -427,8 +427,8 @@ def test_bad_references_are_errors(tmp_path):
     settings = phantom_stage.PhantomSettings(shape=(96, 80))
     good = np.ones((96, 80), np.float32)
     for gain, dark, message in ((good * 0, good, "positive gain"), (good, good * 0.5, "whole dark counts")):
-        files.write_mrc(tmp_path / "gain.mrc", gain, 1.3)
-        files.write_mrc(tmp_path / "dark.mrc", dark, 1.3)
+        mrcio.write_mrc(tmp_path / "gain.mrc", gain, 1.3)
+        mrcio.write_mrc(tmp_path / "dark.mrc", dark, 1.3)
         with pytest.raises(InputError, match=message):
             phantom_stage.read_references(tmp_path / "gain.mrc", tmp_path / "dark.mrc", settings)
 

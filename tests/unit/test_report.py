@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from cryon2n import compare, figures, files, filters, pair, pooling, report, report_tables
+from cryon2n import compare, figures, files, filters, mrcio, pair, pooling, report, report_tables
 from cryon2n.errors import InputError
 
 SHAPE, PIXEL_SIZE, BIN = (128, 144), 2.0, 1
@@ -64,9 +64,9 @@ def make_study(root, methods, with_truth=True, micrographs=MICROGRAPHS, referenc
         }
         path = results / "halves" / f"{name}.json"
         for side in "ab":
-            files.write_mrc(path.with_name(f"{name}_{side}.mrc"), halves[side], PIXEL_SIZE)
+            mrcio.write_mrc(path.with_name(f"{name}_{side}.mrc"), halves[side], PIXEL_SIZE)
         files.write_json(path, record)
-        files.write_mrc(truth / f"{name}.mrc", counts.astype(np.float32), PIXEL_SIZE)
+        mrcio.write_mrc(truth / f"{name}.mrc", counts.astype(np.float32), PIXEL_SIZE)
         particles = [{"x_px": x, "y_px": y} for y, x in centres]
         about = {"particles": particles, "particle_radius_A": 10.0, "trajectory_A": [[0, 0]] * 4}
         files.write_json(truth / f"{name}.json", about)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cryon2n import files, pair
+from cryon2n import files, mrcio, pair
 from cryon2n.errors import InputError
 from cryon2n.settings import build
 from cryon2n.topaz import METHODS, TopazTrainSettings, denoise_images
@@ -117,7 +117,7 @@ def write_pair(directory, name="m1", shape=(48, 40), valid=None, seed=0, noise=0
     for side in "ab":
         unit = record[side]
         x = clean + np.sqrt(unit["noise_var"]) * rng.normal(size=shape)
-        files.write_mrc(directory / f"{name}_{side}.mrc", (x * unit["scale"] + unit["offset"]).astype(np.float32), 1.5)
+        mrcio.write_mrc(directory / f"{name}_{side}.mrc", (x * unit["scale"] + unit["offset"]).astype(np.float32), 1.5)
     files.write_json(directory / f"{name}.json", record)
     return directory / f"{name}.json", pair.load_pair(directory / f"{name}.json")
 
@@ -141,8 +141,8 @@ def test_pretrained_call_units_and_record(fake, tmp_path, cryon2n):
     for name in ("a", "b", "full", "noise"):
         np.testing.assert_allclose(found[name], getattr(halves, name), atol=2e-5)
     np.testing.assert_allclose(found["mean"], halves.full, atol=2e-5)
-    half, pixel_size = files.read_mrc(out / "m1_b.mrc")
-    np.testing.assert_allclose(half, files.read_mrc(tmp_path / "m1_b.mrc")[0], atol=1e-5)
+    half, pixel_size = mrcio.read_mrc(out / "m1_b.mrc")
+    np.testing.assert_allclose(half, mrcio.read_mrc(tmp_path / "m1_b.mrc")[0], atol=1e-5)
     assert pixel_size == pytest.approx(1.5)
     record = files.read_json(out / "m1.json")
     assert record["method"] == "topaz-unet-small" and record["micrograph"] == "m1"

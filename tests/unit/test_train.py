@@ -252,3 +252,24 @@ def test_a_validation_micrograph_from_the_training_set_is_refused(data, tmp_path
     settings = train.TrainSettings(**{**TINY, "net": {"stride": 2, "channels": (4, 6)}})
     with pytest.raises(InputError, match="mic0: validation micrographs that are in the training shards"):
         train.train(data[0], [leaked], settings, CPU, tmp_path / "last.ckpt")
+
+
+def test_a_negative_seed_is_a_sentence():
+    with pytest.raises(InputError, match="seed: found -1"):
+        train.TrainSettings(seed=-1)
+
+
+def test_outlying_gradients_are_clipped_and_do_not_lift_their_own_limit():
+    running = torch.tensor(-1.0)
+    steady = [torch.tensor([3.0, 4.0])]
+    assert train.clip_outliers(steady, running, 3.0) == 5 and running == 5  # the first norm starts the mean
+    spike = [torch.tensor([300.0, 400.0])]
+    assert train.clip_outliers(spike, running, 3.0) == 500  # what it was, for the log
+    torch.testing.assert_close(spike[0], torch.tensor([9.0, 12.0]))  # cut to 3 x 5
+    torch.testing.assert_close(running, torch.tensor(5 + 0.02 * (15 - 5)))
+
+
+def test_the_rate_falls_with_the_fan_in():
+    net = torch.nn.Sequential(torch.nn.Conv2d(8, 4, 3, bias=False), torch.nn.Conv2d(96, 4, 3, bias=False))
+    shares = {group["params"][0].shape[1]: group["share"] for group in train.rate_groups(net)}
+    assert shares == {8: 1.0, 96: train.FAN_IN / (96 * 9)}

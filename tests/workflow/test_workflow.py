@@ -161,6 +161,17 @@ def test_a_comment_in_a_module_reruns_nothing(built):
             "import argparse as argparse",
             {"train_topaz": 1, "denoise_topaz": 6, "score_method": 3, "summarise": 1, "write_report": 1, "all": 1},
         ),
+        (
+            "mrcio.py",
+            "1146047817",
+            "0x444F4D49",
+            {
+                **{"simulate_references": 1, "simulate_movie": 6, "split_halves": 6, "audit_halves": 1, "plan": 1},
+                **{"write_shards": 1, "train_unet": 1, "train_topaz": 1, "tune_filter": 4, "filter_micrograph": 8},
+                **{"denoise_micrograph": 2, "denoise_topaz": 6, "score_method": 8, "summarise": 1},
+                **{"write_report": 1, "all": 1},
+            },
+        ),
         ("metrics.py", "1.5", "1.6", {"score_method": 8, "summarise": 1, "write_report": 1, "all": 1}),
         ("report.py", "import argparse", "import argparse as argparse", {"write_report": 1, "all": 1}),
     ],

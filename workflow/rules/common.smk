@@ -8,8 +8,10 @@ from pathlib import Path
 SOURCE = Path(workflow.basedir) / "src"
 sys.path.insert(0, str(SOURCE))
 
+from cryon2n import pair
 from cryon2n import plan as planning
 from cryon2n.codeversion import code_version
+from cryon2n.methods import FILTERS, TOPAZ
 
 # The commands run this checkout's code with the Python that runs Snakemake (under --sdm conda, with the
 # environment's).  Snakemake formats the prefix, hence {{ }}.
@@ -23,9 +25,7 @@ MICROGRAPHS = list(STUDY.micrographs)
 SPLIT = STUDY.split
 MODELS = list(config["models"])
 METHODS = config["compare"]["methods"]
-FILTERS = ["raw", "lowpass", "gaussian", "wiener"]
-TOPAZ = ["topaz-unet", "topaz-unet-small", "topaz-trained"]
-ESTIMATES = [".mrc", "_a.mrc", "_b.mrc", "_full.mrc", "_noise.mrc"]
+ESTIMATES = [f"{ending}.mrc" for ending in (pair.MEAN_ENDING, *(ending for _, ending in pair.INPUTS.values()))]
 # A job on the CPU takes no GPU; otherwise every job that can use one takes one.
 GPU = 0 if config["compute"]["device"] == "cpu" else 1
 DEVICE = config["compute"]["device"]

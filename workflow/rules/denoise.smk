@@ -32,7 +32,15 @@ rule denoise_micrograph:
         directory=subpath(output[0], parent=True),
         device=DEVICE,
         code=code_version(
-            "denoise.py", "unet.py", "device.py", "pair.py", "halves.py", "movies.py", "motion.py", "fourier.py"
+            "denoise.py",
+            "unet.py",
+            "device.py",
+            "pair.py",
+            "halves.py",
+            "movies.py",
+            "motion.py",
+            "fourier.py",
+            "mrcio.py",
         ),
     shell:
         "cryon2n denoise-micrograph --weights {input.weights:q} --halves {input.record:q} --out {params.directory:q} "
@@ -57,7 +65,7 @@ rule tune_filter:
         mem="4GB",
         runtime="30m",
     params:
-        code=code_version("filters.py", "fourier.py", "pair.py"),
+        code=code_version("filters.py", "fourier.py", "pair.py", "mrcio.py"),
     shell:
         "cryon2n tune-filter --method {wildcards.method} --halves {input.records:q} --filter {output.filter:q} "
         "2>&1 | tee {log:q}"
@@ -82,7 +90,7 @@ rule filter_micrograph:
         runtime="10m",
     params:
         directory=subpath(output[0], parent=True),
-        code=code_version("filters.py", "fourier.py", "pair.py"),
+        code=code_version("filters.py", "fourier.py", "pair.py", "mrcio.py"),
     shell:
         "cryon2n filter-micrograph --filter {input.filter:q} --halves {input.record:q} --out {params.directory:q} "
         "2>&1 | tee {log:q}"
@@ -117,7 +125,7 @@ rule denoise_topaz:
         directory=subpath(output[0], parent=True),
         model=lambda wildcards, input: optional("--model", input.model),
         device=DEVICE,
-        code=code_version("topaz.py", "topaz_run.py", "pair.py"),
+        code=code_version("topaz.py", "topaz_run.py", "pair.py", "mrcio.py"),
     shell:
         "cryon2n denoise-topaz --env {params.env:q} --method {wildcards.method} {params.model} --halves {input.record:q} "
         "--out {params.directory:q} --device {params.device} --threads {threads} 2>&1 | tee {log:q}"

@@ -30,7 +30,9 @@ if KIND == "halves":
         params:
             about=lambda wildcards: STUDY.sources[wildcards.mic]["about"],
             prefix=subpath(output.record, strip_suffix=".json"),
-            code=code_version("halves_import.py", "halves.py", "fourier.py", "pair.py", "motion.py", "movies.py"),
+            code=code_version(
+                "halves_import.py", "halves.py", "fourier.py", "pair.py", "motion.py", "movies.py", "mrcio.py"
+            ),
         shell:
             "cryon2n import-halves --a {input.a:q} --b {input.b:q} {params.about} --out {params.prefix:q} "
             "2>&1 | tee {log:q}"
@@ -61,7 +63,7 @@ else:
             gain=lambda wildcards, input: optional("--gain", input.gain),
             dark=lambda wildcards, input: optional("--dark", input.dark),
             prefix=subpath(output.record, strip_suffix=".json"),
-            code=code_version("halves.py", "movies.py", "motion.py", "fourier.py", "pair.py"),
+            code=code_version("halves.py", "movies.py", "motion.py", "fourier.py", "pair.py", "mrcio.py"),
         shell:
             "cryon2n split-halves --movie {input.movie:q} {params.gain} {params.dark} --out {params.prefix:q} "
             "--settings {params.settings:q} --threads {threads} 2>&1 | tee {log:q}"
@@ -90,7 +92,7 @@ rule audit_halves:
         mem="8GB",
         runtime="1h",
     params:
-        code=code_version("audit.py", "fourier.py", "pair.py"),
+        code=code_version("audit.py", "fourier.py", "pair.py", "mrcio.py"),
     shell:
         "cryon2n audit-halves --halves {input.records:q} --table {output.table:q} --figure {output.figure:q} "
         "2>&1 | tee {log:q}"

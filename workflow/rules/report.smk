@@ -36,6 +36,7 @@ rule plan:
             "phantom_stage.py",
             "shards.py",
             "web.py",
+            "mrcio.py",
         ),
     shell:
         "cryon2n plan --config-json {params.config:q} --out {output.text:q} 2>&1 | tee {log:q}"
@@ -83,6 +84,7 @@ rule write_report:
             "pair.py",
             "pooling.py",
             "report_tables.py",
+            "mrcio.py",
         ),
     shell:
         "cryon2n write-report --config-json {params.config:q} --results {params.results:q} --test {input.records:q} "

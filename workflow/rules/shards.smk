@@ -31,7 +31,7 @@ rule write_shards:
         directory=subpath(output.manifest, parent=True),
         val=SPLIT["val"],
         test=SPLIT["test"],
-        code=code_version("shards.py", "pair.py"),
+        code=code_version("shards.py", "pair.py", "mrcio.py"),
     shell:
         "cryon2n write-shards --train {input.records:q} --val {params.val:q} --test {params.test:q} "
         "--out {params.directory:q} --settings {params.settings:q} 2>&1 | tee {log:q}"

@@ -46,6 +46,7 @@ rule train_unet:
             "movies.py",
             "motion.py",
             "fourier.py",
+            "mrcio.py",
         ),
     shell:
         "cryon2n train-unet --manifest {input.manifest:q} --val {input.val:q} --weights {output.weights:q} "
@@ -95,7 +96,7 @@ rule train_topaz:
         env=subpath(input.env, parent=True),
         settings=settings("topaz", "train"),
         device=DEVICE,
-        code=code_version("topaz.py", "topaz_run.py", "pair.py"),
+        code=code_version("topaz.py", "topaz_run.py", "pair.py", "mrcio.py"),
     shell:
         "cryon2n train-topaz --env {params.env:q} --halves {input.records:q} --model {output.model:q} "
         "--record {output.record:q} --settings {params.settings:q} --device {params.device} --threads {threads} "
