@@ -1,391 +1,402 @@
-"""An EMPIAR entry: its metadata and listing, the movie sheet made from them, and the commands that fetch.
+"""An EMPIAR entry: what its API says of it, and which of its image sets can train Noise2Noise.
 
-EMPIAR's API tells what is in an entry but no file names; the names come from the web server's listing,
-the exact sizes from a ``HEAD`` request each (the listing rounds them), and checksums are not published.
-Names from a server are never trusted as paths.
+The API (https://www.ebi.ac.uk/empiar/api/entry/10025/) tells what is in an entry but no file names, exact
+sizes or checksums.  Its fields vary from entry to entry: numbers as strings, null, missing keys, categories in
+words or as the codes of EMPIAR's deposition schema.  All text of it is made `printable` as it is read.
 """
 
-import argparse
-import dataclasses
-import fnmatch
-import html.parser
 import json
 import re
-import urllib.parse
-from collections.abc import Iterable
+import shlex
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import requests
-import urllib3
-
-from cryon2n import files, log
-from cryon2n.download import Expected, check_sha256, fetch
+from cryon2n import log
 from cryon2n.errors import InputError
-from cryon2n.settings import add_settings_arguments, settings_from_arguments
-from cryon2n.web import Again, FetchSettings, integer, open_session, open_url, reason_of, with_retries
+from cryon2n.listing import fetch_text
+from cryon2n.movie_header import Geometry
+from cryon2n.movie_sheet import entry_number, is_safe_name, printable
+from cryon2n.web import FetchSettings, integer, open_session
 
 BASE_API = "https://www.ebi.ac.uk/empiar/api/entry"
 BASE_DATA = "https://ftp.ebi.ac.uk/empiar/world_availability"
-SHEET_COLUMNS = ["micrograph", "path", "size", "sha256"]
-SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
-MOVIE_ENDINGS = (".frames.mrc", ".mrcs", ".mrc")
-# Gain, dark and defect references lie among the movies (norm-amibox05-0.mrc, dark-amibox05-0.mrc).
-REFERENCE = re.compile(r"(^|[^a-z])(gain|norm|dark|defects?|countref|superref|ref)([^a-z]|$)", re.IGNORECASE)
-TEXT_LIMIT = 50_000_000  # bytes of a listing or an API reply; the longest are a few MB
+DETAILS_LIMIT = 400  # characters of a depositor's remarks that `show` prints
+
+# The codes of EMPIAR's deposition schema, which some entries carry instead of words.
+CATEGORY_CODES = {
+    "T1": "micrographs - single frame",
+    "T2": "micrographs - multiframe",
+    "T3": "micrographs - focal pairs - unprocessed",
+    "T4": "micrographs - focal pairs - contrast inverted",
+    "T5": "picked particles - single frame - unprocessed",
+    "T6": "picked particles - multiframe - unprocessed",
+    "T7": "picked particles - single frame - processed",
+    "T8": "picked particles - multiframe - processed",
+    "T9": "tilt series",
+    "T10": "class averages",
+    "T11": "stitched maps",
+    "T12": "diffraction images",
+    "T13": "reconstructed volumes",
+    "T14": "subtomograms",
+}
+FORMAT_CODES = {"T1": "MRC", "T2": "MRCS", "T3": "TIFF", "T4": "IMAGIC", "T5": "DM3", "T6": "DM4", "T9": "EER"}
+VOXEL_CODES = {
+    "T1": "UNSIGNED BYTE",
+    "T2": "SIGNED BYTE",
+    "T3": "UNSIGNED 16 BIT INTEGER",
+    "T4": "SIGNED 16 BIT INTEGER",
+    "T5": "UNSIGNED 32 BIT INTEGER",
+    "T6": "SIGNED 32 BIT INTEGER",
+    "T7": "32 BIT FLOAT",
+    "T8": "BIT",
+    "T9": "4 BIT INTEGER",
+}
+# A word of the category, and why such a set cannot be used; the first that is found counts, so that
+# "picked particles - multiframe" are particles.
+UNUSABLE = {
+    "particle": "picked particles, boxes cut out of micrographs; whole movies are wanted",
+    "subtomogram": "subtomograms, volumes cut out of tomograms; movies are wanted",
+    "volume": "reconstructed volumes, the result of a reconstruction; movies are wanted",
+    "class average": "class averages, means over many particles; movies are wanted",
+    "stitched": "stitched maps, mosaics of neighbouring images; movies are wanted",
+    "diffraction": "diffraction images, which show no specimen in real space; movies are wanted",
+    "tilt": "tilt series (tomography), one view per tilt and no two halves of the same view",
+    "tomogra": "tomography, one view per tilt and no two halves of the same view",
+    "focal pair": "focal pairs, two exposures at different defocus and dose and no two halves of one exposure",
+}
+# Experiments whose images are no transmission micrographs: SBF-SEM, FIB-SEM, soft or hard X-ray tomography.
+OTHER_EXPERIMENT = re.compile(r"\bSEM\b|\bSXT\b|x-?ray", re.IGNORECASE)
+HALVES_HINT = re.compile(r"(^|[^a-z])(evn|even|odd)([^a-z]|$)", re.IGNORECASE)
+ALIGNED_HINT = re.compile(r"align|motion|drift", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class MovieRow:
-    """A row of the movie sheet.
+class ImageSet:
+    """An image set as the API describes it; None or an empty text where it does not.
 
     Attributes
     ----------
-    micrograph : str
-        The file's name without ``.frames.mrc`` or ``.mrc``.
-    path : str
-        Under the entry's folder: ``data/14sep05c_raw_196/….frames.mrc``.
-    size : int or None
-        In bytes.
-    sha256 : str or None
+    name, category, format, voxel_type, details : str
+    folder : str
+        Under the entry's folder, without slashes at the ends.  Not checked: see `set_folder`.
+    images : int or None
+    geometry : Geometry
+        Frames per image, height and width in pixels, data type.
+    pixel_size : float or None
+        In Å, as deposited, which is often rounded.
     """
 
-    micrograph: str
-    path: str
-    size: int | None = None
-    sha256: str | None = None
+    name: str
+    folder: str
+    category: str
+    format: str
+    images: int | None
+    geometry: Geometry
+    voxel_type: str
+    pixel_size: float | None
+    details: str
+
+    @property
+    def pixel_bytes(self) -> float | None:
+        """Bytes of an uncompressed pixel."""
+        bits = re.search(r"[0-9]+$", self.geometry.data_type or "")
+        return int(bits[0]) / 8 if bits else None
+
+    @property
+    def image_bytes(self) -> float | None:
+        """Bytes of an uncompressed image of all its frames, computed, without its header."""
+        g = self.geometry
+        factors = (g.frames, g.h, g.w, self.pixel_bytes)
+        return None if None in factors else g.frames * g.h * g.w * self.pixel_bytes
 
 
-# The movie sheet
+@dataclass(frozen=True)
+class Entry:
+    """What the API says of an entry; empty texts where it says nothing."""
+
+    number: str
+    title: str
+    doi: str
+    dates: dict[str, str]  # deposited, released, updated
+    status: str
+    size: str
+    experiment: str
+    cross_references: tuple[str, ...]
+    image_sets: tuple[ImageSet, ...]
 
 
-def read_sheet(path: str | Path) -> list[MovieRow]:
-    """Read a movie sheet; unsafe or double names and bad sizes or checksums raise `InputError`."""
-    rows = []
-    for number, cells in enumerate(files.read_table(path, SHEET_COLUMNS), start=1):
-        where = f"{path}: row {number} ({cells['micrograph']})"
-        size = integer(cells["size"])
-        if cells["size"] != "-" and not size:
-            raise InputError(f"{where}: size is {cells['size']!r}, wanted bytes, or - if unknown")
-        sha256 = None if cells["sha256"] == "-" else cells["sha256"]
-        check_sha256(sha256, where)
-        rows.append(MovieRow(cells["micrograph"], cells["path"], size, sha256))
-    _check_rows(rows, str(path))
-    return rows
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a set can be used (None: only its files can tell), and why, in words."""
+
+    usable: bool | None
+    why: str
 
 
-def write_sheet(path: str | Path, rows: list[MovieRow], comments: Iterable[str]) -> None:
-    """Write a movie sheet, atomically, with comment lines at the top."""
-    _check_rows(rows, str(path))
-    # A title from a server may hold line ends.
-    lines = [f"# {' '.join(comment.split())}" for comment in comments]
-    lines.append("\t".join(SHEET_COLUMNS))
-    lines += ["\t".join(str(cell or "-") for cell in dataclasses.astuple(row)) for row in rows]
-    files.write_text(path, "\n".join(lines) + "\n")
+# Reading
 
 
-def movie_url(base: str, entry: str | int, row: MovieRow) -> str:
-    """Return the address of a movie under the data server's `base`."""
-    return f"{base.rstrip('/')}/{entry_number(entry)}/{urllib.parse.quote(row.path)}"
-
-
-def micrograph_name(filename: str) -> str:
-    """Return a movie's micrograph name: the file name without its ending."""
-    for ending in MOVIE_ENDINGS:
-        if filename.endswith(ending):
-            return filename[: -len(ending)]
-    raise InputError(f"{filename}: is not an MRC movie; wanted a name that ends in {' or '.join(MOVIE_ENDINGS)}")
-
-
-def is_safe_name(name: str) -> bool:
-    """Tell whether a name can be a file name and a workflow wildcard: plain characters and no ``..``."""
-    return bool(SAFE_NAME.fullmatch(name)) and ".." not in name
-
-
-def _check_rows(rows: list[MovieRow], where: str) -> None:
-    if not rows:
-        raise InputError(f"{where}: holds no movies; wanted one row per movie")
-    seen: set[str] = set()
-    for number, row in enumerate(rows, start=1):
-        for name in (row.micrograph, *row.path.split("/")):
-            if not is_safe_name(name):
-                raise InputError(
-                    f"{where}: row {number}: {name!r} is not safe as a file name; "
-                    "wanted letters, digits and _ . + - only, and a path relative to the entry"
-                )
-        for value in {row.micrograph, row.path}:
-            if value in seen:
-                raise InputError(f"{where}: row {number}: {value} is there twice; remove one of the two")
-            seen.add(value)
-
-
-# The entry
-
-
-def entry_number(entry: str | int) -> str:
-    """Return the digits of an accession: ``10025`` from 10025, ``"10025"`` or ``"EMPIAR-10025"``."""
-    match = re.fullmatch(r"(?:EMPIAR-)?([0-9]{5,6})", str(entry).strip(), re.IGNORECASE)
-    if not match:
-        raise InputError(f"entry {entry!r}: not an EMPIAR accession; wanted one like 10025 or EMPIAR-10025")
-    return match[1]
-
-
-def read_entry(text: str, entry: str | int, where: str) -> dict[str, Any]:
-    """Return the metadata of `entry` from the text of an API reply, whose one key is the accession."""
+def read_entry(text: str, entry: str | int, where: str) -> Entry:
+    """Return what the text of an API reply, whose one key is the accession, says of `entry`."""
     try:
         reply = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: the reply is not JSON ({error}); check --base-api") from None
     number = entry_number(entry)
     for key in (f"EMPIAR-{number}", number):
         if isinstance(reply, dict) and isinstance(reply.get(key), dict):
-            return reply[key]
-    raise InputError(f"{where}: the reply holds no entry EMPIAR-{number}; check --entry and --base-api")
+            return _entry_of(reply[key], number)
+    raise InputError(f"{where}: the reply holds no entry EMPIAR-{number}; check the accession and --base-api")
 
 
-def choose_image_set(metadata: dict[str, Any], name: str | None, where: str) -> dict[str, Any]:
-    """Return the image set called `name`, or without a name the first multi-frame one."""
-    sets = [s for s in metadata.get("imagesets") or [] if isinstance(s, dict)]
-    names = ", ".join(repr(s.get("name")) for s in sets) or "none"
-    for image_set in sets:
-        multiframe = "multiframe" in str(image_set.get("category")).replace("-", "").lower()
-        if image_set.get("name") == name or (name is None and multiframe):
-            return image_set
-    wanted = repr(name) if name else "one of movies (category 'micrographs - multiframe')"
-    raise InputError(f"{where}: image sets are {names}, wanted {wanted}; choose with --image-set")
+def _entry_of(about: dict[str, Any], number: str) -> Entry:
+    dates = {"deposited": "deposition_date", "released": "release_date", "updated": "update_date"}
+    references = about.get("cross_references")
+    sets = about.get("imagesets")
+    size = integer(about.get("dataset_size"))
+    return Entry(
+        number=number,
+        title=_text(about.get("title")),
+        doi=_text(about.get("entry_doi")),
+        dates={word: _text(about[key]) for word, key in dates.items() if about.get(key)},
+        status=_text(about.get("status")),
+        size=f"{size / 1e9:.1f} GB" if size else _text(about.get("dataset_size")),
+        experiment=_text(about.get("experiment_type")),
+        cross_references=tuple(
+            _text(r.get("name") if isinstance(r, dict) else r)
+            for r in (references if isinstance(references, list) else [])
+        ),
+        image_sets=tuple(_image_set_of(s) for s in (sets if isinstance(sets, list) else []) if isinstance(s, dict)),
+    )
 
 
-def set_directory(image_set: dict[str, Any], where: str) -> str:
-    """Return an image set's folder, relative to the entry and without slashes at the ends."""
-    directory = str(image_set.get("directory") or "").strip("/")
-    if not all(map(is_safe_name, directory.split("/"))):
-        raise InputError(f"{where}: the folder {image_set.get('directory')!r} is not a safe relative path")
-    return directory
+def _image_set_of(about: dict[str, Any]) -> ImageSet:
+    voxel_type = _decoded(about.get("voxel_type"), VOXEL_CODES)
+    # 0 stands for "not said".
+    frames, h, w = (integer(about.get(k)) or None for k in ("frames_per_image", "image_height", "image_width"))
+    return ImageSet(
+        name=_text(about.get("name")),
+        folder=_text(about.get("directory")).strip("/"),
+        category=_decoded(about.get("category"), CATEGORY_CODES),
+        format=_decoded(about.get("data_format") or about.get("header_format"), FORMAT_CODES).upper(),
+        images=integer(about.get("num_images_or_tilt_series")) or None,
+        geometry=Geometry(frames, h, w, data_type_of(voxel_type)),
+        voxel_type=voxel_type,
+        pixel_size=_positive(about.get("pixel_width")),
+        details=_text(about.get("details")),
+    )
 
 
-class _Links(html.parser.HTMLParser):
-    """Collects what the links of a page point to."""
-
-    def __init__(self):
-        super().__init__()
-        self.targets: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag == "a":
-            self.targets += [value for name, value in attrs if name == "href" and value]
+def _text(value: Any) -> str:
+    return "" if value is None else printable(value)
 
 
-def listed_files(page: str) -> tuple[list[str], list[str]]:
-    """Return the file names in a web server's listing: the safe ones, and those refused.
-
-    Links that sort the listing, lead up, away or into folders are no files and in neither list.
-    """
-    links = _Links()
-    links.feed(page)
-    safe, refused = [], []
-    for target in dict.fromkeys(links.targets):  # some servers link each name twice
-        if target.startswith(("?", "/", "#")) or target.endswith(("/", "..")) or "://" in target:
-            continue
-        name = urllib.parse.unquote(target)
-        (safe if is_safe_name(name) else refused).append(name)
-    return sorted(safe), refused
+def _positive(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if 0 < number < 1e9 else None
 
 
-def movie_files(names: Iterable[str], pattern: str | None = None) -> list[str]:
-    """Return the movies among file names: those that match `pattern`, or all MRC files but references."""
-    movies = [name for name in names if name.endswith(MOVIE_ENDINGS)]
-    if pattern is not None:
-        return [name for name in movies if fnmatch.fnmatchcase(name, pattern)]
-    return [name for name in movies if not REFERENCE.search(name)]
+def _decoded(value: Any, codes: dict[str, str]) -> str:
+    """Return the words of a field: from words, from ``T2``, ``('T2', '')`` or ``('OT', 'other words')``."""
+    if isinstance(value, (list, tuple)):
+        value = ", ".join(map(_text, value))
+    text = _text(value)
+    match = re.fullmatch(r"""\(?\s*['"]?(T[0-9]{1,2}|OT)['"]?\s*(?:,\s*['"]?(.*?)['"]?\s*)?\)?""", text)
+    return codes.get(match[1], match[2] or match[1]) if match else text
 
 
-# Commands
+def data_type_of(voxel_type: str) -> str | None:
+    """Return the data type that EMPIAR's words mean (``UNSIGNED BYTE`` → ``uint8``), None if they are unknown."""
+    text = voxel_type.upper()
+    found = re.search(r"([0-9]+)[\s-]*BIT", text)
+    bits = 8 if "BYTE" in text else int(found[1]) if found else 0
+    if "FLOAT" in text:
+        return f"float{bits}" if bits in (16, 32, 64) else None
+    if bits == 4:
+        return "uint4"
+    sign = re.search(r"(UN)?SIGNED", text)
+    return f"{'u' if sign[1] else ''}int{bits}" if sign and bits in (8, 16, 32) else None
 
 
-def fetch_text(session: requests.Session, url: str, settings: FetchSettings) -> str:
-    """Return the text at `url`."""
-
-    def attempt() -> str:
-        with open_url(session, url, settings) as response:
-            text = bytearray()
-            try:
-                for chunk in response.raw.stream(decode_content=True):
-                    text += chunk
-                    if len(text) > TEXT_LIMIT:
-                        raise InputError(f"{url}: is over {TEXT_LIMIT / 1e6:.0f} MB, a short text was wanted")
-            except urllib3.exceptions.HTTPError as error:
-                raise Again(reason_of(error)) from None
-        return text.decode("utf-8", errors="replace")
-
-    return with_retries(attempt, url, settings)
+# Judging
 
 
-def remote_size(session: requests.Session, url: str, settings: FetchSettings) -> int | None:
-    """Return the bytes of the file at `url`, or None if the server does not say."""
+def judge(image_set: ImageSet, entry: Entry) -> Verdict:
+    """Tell whether halves for Noise2Noise can be made from an image set."""
+    category = re.sub(r"[\s_-]+", " ", image_set.category.lower())
+    for word, why in UNUSABLE.items():
+        if word in category:
+            return Verdict(False, why)
+    if OTHER_EXPERIMENT.search(entry.experiment):
+        return Verdict(False, f"images of another kind of microscopy ({entry.experiment}); movies are wanted")
+    frames, said = image_set.geometry.frames, image_set.category or "nothing"
+    multi, single = bool(re.search(r"multi ?frame", category)), "single frame" in category
+    if multi and frames != 1:
+        return Verdict(True, _movies_text(image_set, entry))
+    if single and frames in (None, 1):
+        hint = ""
+        if HALVES_HINT.search(f"{image_set.name} {image_set.folder} {image_set.details}"):
+            hint = "; it seems to hold even and odd halves (EVN, ODD), which can be used: source: kind: halves"
+        return Verdict(False, f"averaged, one image per exposure, from which no halves can be made{hint}")
+    number = "an unknown number of" if frames is None else str(frames)
+    return Verdict(
+        None,
+        f"the category says {said!r} and the entry gives {number} frames per image; "
+        "name the set with --image-set, and the files' headers decide",
+    )
 
-    def attempt() -> int | None:
-        with open_url(session, url, settings, method="HEAD") as response:
-            return integer(response.headers.get("Content-Length"))
 
-    return with_retries(attempt, url, settings)
+def _movies_text(image_set: ImageSet, entry: Entry) -> str:
+    frames = image_set.geometry.frames
+    words = [f"movies of {frames} frames" if frames else "movies (the entry does not say of how many frames)"]
+    words.append("which can be split for Noise2Noise")
+    if (image_set.pixel_bytes or 0) >= 4:
+        aligned = ALIGNED_HINT.search(f"{image_set.name} {image_set.folder} {image_set.details}")
+        # The comparison is with the same exposures in a smaller type, or else with counts of one byte.
+        others = [
+            s
+            for s in entry.image_sets
+            if s.geometry.frames == frames and s.images == image_set.images and 0 < (s.pixel_bytes or 0) < 4
+        ]
+        than, least = (repr(others[0].name), others[0].pixel_bytes) if others else ("counts of one byte", 1)
+        kind = "aligned already, " if aligned else ""
+        words.append(
+            f"but {kind}in {image_set.geometry.data_type}: {image_set.pixel_bytes / least:g} times the bytes of {than}"
+        )
+    return ", ".join(words)
 
 
-def make_sheet(
-    entry: str | int,
-    movies: int,
-    out: str | Path,
-    image_set: str | None = None,
-    pattern: str | None = None,
-    base_api: str = BASE_API,
-    base_data: str = BASE_DATA,
-    settings: FetchSettings | None = None,
-) -> list[MovieRow]:
-    """Write the sheet of the first `movies` movies (by name) of an EMPIAR entry.
-
-    Parameters
-    ----------
-    entry : str or int
-        Accession.
-    movies : int
-    out : path
-    image_set : str, optional
-        Its name in the API.  Default: the first multi-frame set.
-    pattern : str, optional
-        The file names to take (``*.mrc``).  Default: all MRC files except gain and dark references.
-    base_api, base_data : str
-        Where the API and the files are.
-    settings : FetchSettings, optional
-
-    Returns
-    -------
-    rows : list of MovieRow
+def choose_image_set(entry: Entry, name: str | None) -> ImageSet:
+    """Return the image set with that name or folder, or without a name the first that can be used.
 
     Raises
     ------
     InputError
-        No such entry or set, fewer movies than wanted, or a server that does not answer.
+        There is no such set, or it (or every one) holds no movies.
     """
-    settings, number = settings or FetchSettings(), entry_number(entry)
-    if movies < 1:
-        raise InputError(f"--movies {movies}: wanted 1 or more")
+    where = f"EMPIAR-{entry.number}"
+    listed = "; ".join(f"{s.name!r}: {judge(s, entry).why}" for s in entry.image_sets) or "none"
+    if name is None:
+        for image_set in entry.image_sets:
+            if judge(image_set, entry).usable:
+                return image_set
+        raise InputError(
+            f"{where}: holds no image set that is known to be of movies (it has {listed}); choose another entry"
+        )
+    named = [s for s in entry.image_sets if s.name == printable(name)]
+    found = named or [s for s in entry.image_sets if s.folder == name.strip("/")]
+    if len(found) > 1:
+        raise InputError(
+            f"{where}: {len(found)} image sets are called {name!r}; "
+            f"give the folder of one as --image-set ({', '.join(repr(s.folder) for s in found)})"
+        )
+    if not found:
+        names = ", ".join(repr(s.name) for s in entry.image_sets) or "none"
+        raise InputError(f"{where}: image sets are {names}, found --image-set {name!r}; choose one of them")
+    verdict = judge(found[0], entry)
+    if verdict.usable is False:
+        raise InputError(f"{where}: image set {found[0].name!r} cannot be used: it holds {verdict.why}; choose another")
+    if verdict.usable is None:
+        log.say(f"image set {found[0].name!r}: {verdict.why}")
+    return found[0]
+
+
+def set_folder(image_set: ImageSet, where: str) -> str:
+    """Return an image set's folder, relative to the entry and without slashes at the ends, if it is safe."""
+    if not all(map(is_safe_name, image_set.folder.split("/"))):
+        raise InputError(f"{where}: the folder {image_set.folder!r} is not a safe relative path")
+    return image_set.folder
+
+
+# Telling
+
+
+def describe_entry(entry: Entry) -> str:
+    """Return what `cryon2n empiar show` prints: the entry, its image sets, and how to get those of use."""
+    dates = [f"{word} {date}" for word, date in entry.dates.items()]
+    head = {
+        "DOI": entry.doi,
+        "dates": ", ".join(dates) + (f" (status {entry.status})" if entry.status else ""),
+        "size": entry.size and f"{entry.size} in all, as the entry says",
+        "experiment": entry.experiment,
+        "references": ", ".join(entry.cross_references),
+    }
+    lines = [f"EMPIAR-{entry.number}: {entry.title or 'without a title'}", *_columns(head)]
+    verdicts = [judge(s, entry) for s in entry.image_sets]
+    for image_set, verdict in zip(entry.image_sets, verdicts, strict=True):
+        lines += ["", f"Image set {image_set.name!r}", *_columns(_image_set_texts(image_set, verdict))]
+    if not entry.image_sets:
+        lines += ["", "The API gives no image sets of it."]
+    lines += ["", "Pixel sizes are as deposited and often rounded (0.66 Å in EMPIAR-10025, calibrated 0.6575 Å):"]
+    lines += ["the calibrated value belongs into the config (halves: pixel_size_A)."]
+    for image_set, verdict in zip(entry.image_sets, verdicts, strict=True):
+        if verdict.usable:
+            lines += ["", *_commands(image_set, entry.number)]
+    return "\n".join(lines) + "\n"
+
+
+def _columns(texts: dict[str, str]) -> list[str]:
+    return [f"  {name:<11} {text}" for name, text in texts.items() if text]
+
+
+def _image_set_texts(image_set: ImageSet, verdict: Verdict) -> dict[str, str]:
+    g = image_set.geometry
+    voxels = image_set.voxel_type + (f" ({g.data_type})" if g.data_type else "")
+    facts = [
+        "an unknown number" if image_set.images is None else str(image_set.images),
+        f"{g.frames or '?'} frame{'' if g.frames == 1 else 's'} each",
+        f"{g.w or '?'} x {g.h or '?'} pixels (width x height)",
+        f"{image_set.pixel_size:g} Å per pixel" if image_set.pixel_size else "pixel size unknown",
+    ]
+    one, size = image_set.image_bytes, "unknown"
+    if one is not None:
+        size = f"{one / 1e9:.3g} GB each"
+        size += f", {one * image_set.images / 1e9:.4g} GB in all" if image_set.images else ""
+        size += " (computed from these numbers, uncompressed)"
+    details = image_set.details
+    return {
+        "folder": image_set.folder or "unknown",
+        "category": image_set.category or "unknown",
+        "format": ", ".join(filter(None, (image_set.format, voxels))) or "unknown",
+        "images": ", ".join(facts),
+        "size": size,
+        "Noise2Noise": f"{ {True: 'yes', False: 'no', None: 'perhaps'}[verdict.usable] }: {verdict.why}",
+        "details": details[:DETAILS_LIMIT] + ("…" if len(details) > DETAILS_LIMIT else ""),
+    }
+
+
+def _commands(image_set: ImageSet, number: str) -> list[str]:
+    """Return how to get an image set: by this program, or in bulk by programs that the user has."""
+    try:
+        folder = set_folder(image_set, "")
+    except InputError:  # it would stand in a shell command
+        return [f"The folder of {image_set.name!r} holds characters that are not safe in a command: fetch it by hand."]
+    last, path = folder.split("/")[-1], f"/gridftp/empiar/world_availability/{number}/{folder}/"
+    name = shlex.quote(image_set.name)
+    return [
+        f"To fetch {image_set.name!r}, movie by movie as a workflow needs them:",
+        f"  cryon2n empiar sheet {number} --image-set {name} > config/movies/empiar-{number}.tsv",
+        "or the whole folder, by one of these (they are not run for you):",
+        "  Aspera; the key comes with your Aspera client, whose folder may be another one:",
+        "    ascp -QT -k 1 -P 33001 -i ~/.aspera/connect/etc/asperaweb_id_dsa.openssh "
+        f"emp_ext3@fasp.ebi.ac.uk:/{number}/{folder} .",
+        f'  Globus; collection "Shared EMBL-EBI public endpoint", path {path}, or on a command line:',
+        '    globus endpoint search "EMBL-EBI public endpoint"   # prints the collection\'s ID',
+        f"    globus transfer --recursive ID:{path} YOUR_ID:/PATH/{last}/",
+        "  then in the config:",
+        f"    source: {{kind: movies, sheet: /PATH/{last}}}",
+    ]
+
+
+# Asking
+
+
+def fetch_entry(entry: str | int, base_api: str, settings: FetchSettings) -> Entry:
+    """Ask the API for an entry."""
+    number = entry_number(entry)
     api = f"{base_api.rstrip('/')}/{number}/"
     with open_session(api) as session:
-        metadata = read_entry(fetch_text(session, api, settings), number, api)
-    chosen = choose_image_set(metadata, image_set, api)
-    directory = set_directory(chosen, api)
-    folder = f"{base_data.rstrip('/')}/{number}/{directory}/"
-    with open_session(folder) as session:
-        names, refused = listed_files(fetch_text(session, folder, settings))
-        if refused:
-            log.say(f"{folder}: left out {len(refused)} names that are not safe, such as {refused[0]!r}")
-        found = movie_files(names, pattern)
-        count = _count_note(chosen, len(found))
-        log.say(f"{folder}: {count}")
-        if len(found) < movies:
-            raise InputError(f"{folder}: {count}, wanted {movies} movies; ask for fewer, or see --pattern")
-        rows = []
-        progress = log.Progress(movies, "sizes")
-        for name in found[:movies]:
-            row = MovieRow(micrograph_name(name), f"{directory}/{name}")
-            size = remote_size(session, movie_url(base_data, number, row), settings)
-            rows.append(dataclasses.replace(row, size=size))
-            progress.update(len(rows))
-    comments = [
-        f"EMPIAR-{number}: {metadata.get('title', '')}",
-        f"Image set {chosen.get('name')!r}, from {folder}",
-        f"{movies} movies, the first by name; {count}.",
-        "Sizes in bytes as the server gives them; EMPIAR publishes no checksums.",
-    ]
-    write_sheet(out, rows, comments)
-    known = sum(row.size or 0 for row in rows)
-    log.say(f"{out}: {len(rows)} movies, {known / 1e9:.2f} GB")
-    return rows
-
-
-def _count_note(image_set: dict[str, Any], found: int) -> str:
-    """Compare the listing's count with the API's, which may be a string or missing."""
-    announced = integer(image_set.get("num_images_or_tilt_series"))
-    if announced is None:
-        return f"the listing has {found} movies, the API gives no number"
-    if announced == found:
-        return f"the listing has {found} movies, as the API says"
-    # The server is a group of machines, and one of them has been seen to miss files that exist.
-    return f"the listing has {found} movies, the API says {announced} (it may be short: try again later)"
-
-
-def _add_fetch_movie_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--url", required=True, help="https address of the file")
-    parser.add_argument("--out", required=True, type=Path, help="where to put it; {out}.part while it is incomplete")
-    parser.add_argument("--size", default="-", metavar="BYTES", help="exact size, - if unknown")
-    parser.add_argument("--sha256", default="-", metavar="HEX", help="published checksum, - if there is none")
-    parser.add_argument(
-        "--lock",
-        type=Path,
-        metavar="FILE",
-        help="record of the first download's SHA-256 (default: checksums/{name}.sha256 beside out)",
-    )
-    parser.add_argument("--frames", type=int, metavar="N", help="number of frames that the MRC header must give")
-    parser.add_argument(
-        "--shape",
-        type=int,
-        nargs=2,
-        metavar=("H", "W"),
-        help="frame height and width in pixels that it must give",
-    )
-    _add_web_arguments(parser)
-
-
-def _fetch_movie(args: argparse.Namespace) -> None:
-    size = integer(args.size)
-    if args.size != "-" and not size:
-        raise InputError(f"--size {args.size}: wanted bytes, or - if unknown")
-    sha256 = None if args.sha256 == "-" else args.sha256.lower()
-    expected = Expected(size, sha256, args.frames, tuple(args.shape) if args.shape else None)
-    fetch(args.url, args.out, expected, args.lock, _web_settings(args))
-
-
-def _add_fetch_sheet_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--entry", required=True, help="EMPIAR accession, such as 10025")
-    parser.add_argument(
-        "--image-set", metavar="NAME", help="name of the image set (default: the first multi-frame one)"
-    )
-    parser.add_argument("--movies", required=True, type=int, metavar="N", help="how many, the first by name")
-    parser.add_argument(
-        "--pattern",
-        metavar="GLOB",
-        help="file names to take (default: all MRC files but gain and dark references)",
-    )
-    parser.add_argument("--base-api", default=BASE_API, metavar="URL", help="default: %(default)s")
-    parser.add_argument("--base-data", default=BASE_DATA, metavar="URL", help="default: %(default)s")
-    parser.add_argument("--out", required=True, type=Path, help="the movie sheet to write (.tsv)")
-    _add_web_arguments(parser)
-
-
-def _fetch_sheet(args: argparse.Namespace) -> None:
-    make_sheet(
-        args.entry,
-        args.movies,
-        args.out,
-        args.image_set,
-        args.pattern,
-        args.base_api,
-        args.base_data,
-        _web_settings(args),
-    )
-
-
-def _add_web_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--allow-http", action="store_true", help="accept plain http, which can be changed on the way")
-    add_settings_arguments(parser)
-
-
-def _web_settings(args: argparse.Namespace) -> FetchSettings:
-    settings = settings_from_arguments(FetchSettings, args)
-    return dataclasses.replace(settings, allow_http=settings.allow_http or args.allow_http)
-
-
-COMMANDS = {
-    "fetch-movie": (_add_fetch_movie_arguments, _fetch_movie),
-    "fetch-sheet": (_add_fetch_sheet_arguments, _fetch_sheet),
-}
+        return read_entry(fetch_text(session, api, settings), number, api)

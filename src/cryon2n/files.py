@@ -5,6 +5,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -37,6 +38,12 @@ def sha256_of(path: str | Path) -> str:
     """Return the SHA-256 of a file, in hex."""
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def check_sha256(text: str | None, where: str) -> None:
+    """Raise `InputError` if `text` is neither None nor 64 lower-case hex digits."""
+    if text is not None and not re.fullmatch(r"[0-9a-f]{64}", text):
+        raise InputError(f"{where}: found {text!r}, wanted a SHA-256 of 64 lower-case hex digits")
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy import fft
 
-from cryon2n import __version__, files, fourier, log, motion, movies, mrcio, pair
+from cryon2n import __version__, files, fourier, gain, log, motion, movies, mrcio, pair
 from cryon2n.errors import InputError
 from cryon2n.settings import add_settings_arguments, build, settings_from_arguments
 
@@ -33,6 +33,9 @@ class HalvesSettings:
         Fourier-crop binning of the output.
     reference_transform : str
         How gain and dark references are turned to fit the frames (`movies.TRANSFORMS`).
+    gain_check : str
+        What a gain reference does that disagrees with the counts (`gain.check_gain`): ``error`` stops,
+        ``warn`` goes on, ``off`` (or false, which is how YAML reads a bare off) does not look.
     defect_sigma : float
         Robust standard deviations beyond which a pixel of the summed movie is a defect.
     motion : dict
@@ -43,6 +46,7 @@ class HalvesSettings:
     dose_e_per_A2: float | None = None
     bin: int = 1
     reference_transform: str = "none"
+    gain_check: str | bool = "error"
     defect_sigma: float = 7.0
     motion: dict[str, Any] = field(default_factory=dict)
 
@@ -54,6 +58,8 @@ class HalvesSettings:
                 f"halves setting reference_transform: found {self.reference_transform!r}, "
                 f"wanted one of {', '.join(movies.TRANSFORMS)}"
             )
+        if self.gain_check not in ("error", "warn", "off", False):
+            raise InputError(f"halves setting gain_check: found {self.gain_check!r}, wanted error, warn or off")
         if self.pixel_size_A is not None and self.pixel_size_A <= 0:
             raise InputError(f"halves setting pixel_size_A: found {self.pixel_size_A}, wanted more than 0 Å")
 
@@ -81,6 +87,7 @@ def split_movie(movie: movies.Movie, settings: HalvesSettings) -> tuple[np.ndarr
         raise InputError(
             f"{movie.path}: frames of {h} x {w} px at bin {b} leave {out[0]} x {out[1]}; wanted 32 or more"
         )
+    gain_check = check_gain(movie, settings)  # first: it takes seconds, and the rest minutes
     defects = movies.find_defects(movie, settings.defect_sigma)
     if defects.mean() > 0.05:
         raise InputError(
@@ -122,8 +129,30 @@ def split_movie(movie: movies.Movie, settings: HalvesSettings) -> tuple[np.ndarr
         "bin": b,
         "defects": int(defects.sum()),
         "reference_transform": settings.reference_transform,
+        "gain_check": None if gain_check is None else gain_check.record,
     }
+    if gain_check is not None and gain_check.verdict not in ("agrees", "flat"):
+        log.say(f"warning: {movie.path}: {gain_check.sentence}")
     return halves[0], halves[1], record
+
+
+def check_gain(movie: movies.Movie, settings: HalvesSettings) -> gain.GainCheck | None:
+    """Check the movie's gain against its counts; None without a gain, or if the check is off.
+
+    Raises
+    ------
+    InputError
+        They disagree clearly, and ``settings.gain_check`` is ``error``.
+    """
+    if movie.gain is None or settings.gain_check in ("off", False):
+        return None
+    stored = [
+        None if x is None else movies.turned_back(x, settings.reference_transform) for x in (movie.gain, movie.dark)
+    ]
+    check = gain.check_gain([movie.frames], *stored, settings.reference_transform)
+    if check.verdict in gain.DISAGREEMENTS and settings.gain_check == "error":
+        raise InputError(f"{movie.path}: {check.sentence}; or go on with halves: gain_check: warn")
+    return check
 
 
 def pixel_size_of(header: float | None, given: float | None, path: Path) -> float:

@@ -62,6 +62,13 @@ TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
+def turned_back(reference: np.ndarray, transform: str) -> np.ndarray:
+    """Return a reference that was turned by `transform` as it is stored."""
+    # All are their own inverse but the two quarter turns, which are each other's.
+    inverse = {"rotate_90": "rotate_270", "rotate_270": "rotate_90"}.get(transform, transform)
+    return TRANSFORMS[inverse](reference)
+
+
 @contextlib.contextmanager
 def open_movie(
     path: str | Path, gain: str | Path | None = None, dark: str | Path | None = None, transform: str = "none"
@@ -99,15 +106,42 @@ def open_movie(
 
 
 def _read_reference(path: str | Path, name: str, transform: str, shape: tuple[int, ...], movie: Path) -> np.ndarray:
+    data = read_reference(path, name)
+    if transform not in fitting_transforms(data.shape, shape):
+        raise wrong_shape(path, name, data.shape, transform, shape, movie)
+    return np.ascontiguousarray(TRANSFORMS[transform](data))
+
+
+def read_reference(path: str | Path, name: str) -> np.ndarray:
+    """Read a gain or dark reference as it is stored, shape (h, w), float32; `name` is for the message."""
     data, _ = mrcio.read_mrc(path)
-    data = np.ascontiguousarray(TRANSFORMS[transform](data))
-    if data.shape != shape:
-        hint = "; it is turned by 90 degrees: rotate it" if data.shape == shape[::-1] else ""
-        raise InputError(
-            f"{path}: the {name} reference has shape {data.shape}, but the frames of {movie} have {shape}; "
-            f"give the {name} reference of this detector and binning{hint}"
-        )
+    if data.ndim != 2:
+        raise InputError(f"{path}: the {name} reference has shape {data.shape}; wanted one image (h, w)")
     return data
+
+
+def fitting_transforms(reference: tuple[int, ...], frame: tuple[int, ...]) -> list[str]:
+    """Return the names of the `TRANSFORMS` that give a reference of shape `reference` the shape `frame`."""
+    blank = np.broadcast_to(np.int8(0), reference)
+    return [name for name, turn in TRANSFORMS.items() if turn(blank).shape == tuple(frame)]
+
+
+def wrong_shape(
+    path: str | Path, name: str, found: tuple[int, ...], transform: str, frame: tuple[int, ...], movie: str | Path
+) -> InputError:
+    """Return the error for a reference whose shape, turned by `transform`, is not that of the frames."""
+    fitting = fitting_transforms(found, frame)
+    hint = (
+        f"; it is turned by 90 degrees: set reference_transform to {', '.join(fitting[:-1])} or {fitting[-1]} "
+        "(cryon2n check-gain tells which)"
+        if fitting
+        else ""
+    )
+    turned = "" if transform == "none" else f" before reference_transform: {transform}"
+    return InputError(
+        f"{path}: the {name} reference has shape {found}{turned}, but the frames of {movie} have {tuple(frame)}; "
+        f"give the {name} reference of this detector and binning{hint}"
+    )
 
 
 def find_defects(movie: Movie, n_sigma: float = 7.0) -> np.ndarray:

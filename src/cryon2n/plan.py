@@ -1,221 +1,40 @@
-"""Read what a config asks for (micrographs, split, files), and say what it will cost before it starts.
-
-The workflow builds its whole graph from `read_study`: from the config and its sheets alone, never
-from the network.
-"""
+"""Say what a config will cost before it starts: patches, GB to fetch and to write, loader."""
 
 import argparse
-import hashlib
+import dataclasses
 import json
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cryon2n import files, log, mrcio
 from cryon2n.errors import InputError
-from cryon2n.methods import BUILT_IN
-
-SPLITS = ("train", "val", "test")
-
-
-@dataclass(frozen=True)
-class Study:
-    """What a config asks for.
-
-    Attributes
-    ----------
-    micrographs : tuple of str
-        Names, in the order of the sheet.
-    split : dict
-        ``train``, ``val``, ``test``: lists of names.
-    sources : dict
-        Per micrograph, where it comes from: ``url``, ``size`` and ``sha256``; or ``path``; or ``a``,
-        ``b`` and ``about`` (arguments of import-halves).
-    references : dict
-        ``gain`` and ``dark``: a URL or a path, where the source has one.
-    """
-
-    micrographs: tuple[str, ...]
-    split: dict[str, list[str]]
-    sources: dict[str, dict[str, str]]
-    references: dict[str, str]
-
-
-def read_study(config: dict[str, Any]) -> Study:
-    """Read the sheets that a validated config names."""
-    _check_methods(config)
-    source = config["source"]
-    kind, n = source["kind"], source["n_micrographs"]
-    references: dict[str, str] = {}
-    if kind == "phantom":
-        if n is None:
-            raise InputError("config: source: n_micrographs is missing; wanted the number of movies to simulate")
-        sources: dict[str, dict[str, str]] = {f"phantom_{i:04d}": {} for i in range(1, n + 1)}
-    elif kind == "empiar":
-        sources, references = _empiar_sources(source)
-    elif kind == "movies":
-        sources = _movie_sources(source)
-        references = {k: source[k] for k in ("gain", "dark") if source[k]}
-    else:
-        sources = _pair_sources(source)
-    if n is not None and n > len(sources):
-        hint = (
-            f"; write a longer one: cryon2n fetch-sheet --entry {source['empiar']['entry']} --movies {n} "
-            f"--out {source['sheet']}"
-            if kind == "empiar"
-            else ""
-        )
-        raise InputError(f"{source['sheet']}: lists {len(sources)} micrographs, n_micrographs asks for {n}{hint}")
-    names = tuple(sources)[:n]
-    return Study(names, split_names(names, config["split"]), {k: sources[k] for k in names}, references)
-
-
-def _check_methods(config: dict[str, Any]) -> None:
-    models, compare = list(config["models"]), config["compare"]
-    taken = [name for name in models if name in BUILT_IN or name == "topaz-env"]
-    if taken:
-        raise InputError(f"config: models: {', '.join(taken)} is the name of a built-in method; choose another")
-    unknown = [name for name in compare["methods"] if name not in BUILT_IN and name not in models]
-    if unknown:
-        raise InputError(
-            f"config: compare: methods: unknown method {', '.join(unknown)}; "
-            f"wanted some of {', '.join([*BUILT_IN, *models])}"
-        )
-    if compare["reference"] not in compare["methods"]:
-        raise InputError(
-            f"config: compare: reference: found {compare['reference']}, wanted one of compare: methods "
-            f"({', '.join(compare['methods'])})"
-        )
-
-
-def _sheet(source: dict[str, Any]) -> str:
-    if not source["sheet"]:
-        raise InputError(f"config: source: sheet is missing; kind {source['kind']!r} wants a sheet (config/README.md)")
-    return str(source["sheet"])
-
-
-def _empiar_sources(source: dict[str, Any]) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-    from cryon2n import empiar
-
-    about = source["empiar"]
-    base, entry = about["base_url"], str(about["entry"])
-    sources = {
-        row.micrograph: {
-            "url": empiar.movie_url(base, entry, row),
-            "size": "-" if row.size is None else str(row.size),
-            "sha256": row.sha256 or "-",
-        }
-        for row in empiar.read_sheet(_sheet(source))
-    }
-    references = {
-        k: empiar.movie_url(base, entry, empiar.MovieRow(k, source[k], None, None))
-        for k in ("gain", "dark")
-        if source[k]
-    }
-    return sources, references
-
-
-def _movie_sources(source: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """Movies of a sheet (columns micrograph, path), or all ``.mrc`` and ``.mrcs`` files of a folder."""
-    where = Path(_sheet(source))
-    if where.is_dir():
-        found = sorted(p for p in where.iterdir() if p.suffix in (".mrc", ".mrcs"))
-        if not found:
-            raise InputError(f"{where}: holds no .mrc or .mrcs movies")
-        return {p.name.removesuffix(p.suffix).removesuffix(".frames"): {"path": str(p)} for p in found}
-    rows = files.read_table(where, ("micrograph", "path"))
-    return {row["micrograph"]: {"path": str(where.parent / row["path"])} for row in rows}
-
-
-def _pair_sources(source: dict[str, Any]) -> dict[str, dict[str, str]]:
-    from cryon2n.halves_import import read_pair_sheet
-
-    sheet = Path(_sheet(source))
-    root = Path(source["folder"]) if source["folder"] else sheet.parent
-    out = {}
-    for row in read_pair_sheet(sheet):
-        about = [
-            f"{flag} {row[column]}"
-            for flag, column in (
-                ("--pixel-size", "pixel_size_A"),
-                ("--frames-a", "frames_a"),
-                ("--frames-b", "frames_b"),
-            )
-            if row[column] != "-"
-        ]
-        about.append(f"--units {source['units']}")
-        out[row["micrograph"]] = {
-            "a": str(root / row["a"]),
-            "b": str(root / row["b"]),
-            "about": " ".join(about),
-        }
-    return out
-
-
-def split_names(names: tuple[str, ...], wanted: dict[str, Any]) -> dict[str, list[str]]:
-    """Split micrographs into train, val and test, by name and never by patch.
-
-    Parameters
-    ----------
-    names : tuple of str
-    wanted : dict
-        ``val`` and ``test``: a number, or a list of names; ``seed``.  Numbers are drawn by a hash of
-        seed and name, so that a micrograph more does not reshuffle all others.
-
-    Returns
-    -------
-    dict
-        ``train``, ``val``, ``test``: names in their given order.
-    """
-    order = sorted(names, key=lambda name: hashlib.sha256(f"{wanted['seed']} {name}".encode()).hexdigest())
-    named = [set(wanted[s]) for s in ("val", "test") if isinstance(wanted[s], list)]
-    unknown = sorted(set().union(*named) - set(names))
-    if unknown:
-        raise InputError(f"config: split: unknown micrograph {', '.join(unknown)}; wanted names of the sheet")
-    if len(named) == 2 and named[0] & named[1]:
-        raise InputError(f"config: split: {', '.join(sorted(named[0] & named[1]))} stands in val and in test")
-    free = [name for name in order if not any(name in group for group in named)]
-    chosen: dict[str, set[str]] = {}
-    for which in ("test", "val"):
-        if isinstance(wanted[which], list):
-            chosen[which] = set(wanted[which])
-        else:
-            chosen[which], free = set(free[: wanted[which]]), free[wanted[which] :]
-    out = {which: [name for name in names if name in chosen[which]] for which in ("val", "test")}
-    out["train"] = [name for name in names if name not in chosen["val"] | chosen["test"]]
-    short = [which for which in SPLITS if not out[which]]
-    if short:
-        raise InputError(
-            f"config: {len(names)} micrographs leave none for {' and '.join(short)}; "
-            "raise source: n_micrographs or lower split: val and test"
-        )
-    return out
+from cryon2n.study import SPLITS, Study, read_study
 
 
 def frame_geometry(config: dict[str, Any], study: Study) -> tuple[int, int, int, int] | None:
     """Return frames, rows, columns and bytes per pixel of the raw movies (1 frame of 2 halves for kind ``halves``).
 
-    From the config, else from the first file's header; None where neither tells.
+    From the config or its sheet, else from the first file's header; None where none tells.
     """
     source = config["source"]
     if source["kind"] == "phantom":
-        import dataclasses
-
         from cryon2n.phantom_stage import PhantomSettings
 
         defaults = {f.name: f.default for f in dataclasses.fields(PhantomSettings)}
         h, w = source["phantom"].get("shape", defaults["shape"])
         return int(source["phantom"].get("n_frames", defaults["n_frames"])), int(h), int(w), 1
-    if source["kind"] == "empiar":
-        return (
-            source["empiar"]["n_frames"],
-            *source["empiar"]["frame_shape"],
-            source["empiar"]["bytes_per_pixel"],
-        )
+    if study.geometry is not None:
+        g = study.geometry
+        if None in (g.frames, g.h, g.w, g.data_type):
+            return None
+        return g.frames, g.h, g.w, np.dtype(g.data_type).itemsize if g.data_type != "uint4" else 1
     first = study.sources[study.micrographs[0]]
     path = Path(first.get("path") or first["a"])
-    if not path.exists():
+    if not path.exists() or first.get("ending", ".mrc") != ".mrc":
         return None
     with mrcio.open_mrc(path) as mrc:
         n = mrc.data.shape[0] if mrc.data.ndim == 3 else 1
@@ -229,17 +48,23 @@ def plan_text(config: dict[str, Any]) -> str:
     from cryon2n.shards import ShardSettings, patch_positions
 
     study = read_study(config)
-    n = len(study.micrographs)
+    kind, n = config["source"]["kind"], len(study.micrographs)
     split = {k: len(study.split[k]) for k in SPLITS}
     lines = [
         f"plan of {config['dataset']}",
-        f"  {'source':12} {config['source']['kind']}, {n} micrographs: " + ", ".join(f"{split[k]} {k}" for k in SPLITS),
+        f"  {'source':12} {kind}, {n} micrographs: " + ", ".join(f"{split[k]} {k}" for k in SPLITS),
     ]
+    if kind == "empiar":
+        try:
+            download = download_text(config["dataset"], study, study.micrographs)
+        except InputError as error:  # a plan says it; what is really asked for may be less
+            download = f"WARNING: {error}"
+        lines.append(f"  {'download':12} {download}")
     geometry = frame_geometry(config, study)
     if geometry is None:
-        return "\n".join([*lines, "  sizes are not known: the first file is not there yet, nor says the config"])
+        return "\n".join([*lines, "  sizes are not known: neither the sheet nor a file that is there tells"])
     frames, h, w, size = geometry
-    from_pairs = config["source"]["kind"] == "halves"
+    from_pairs = kind == "halves"
     raw = n * frames * h * w * size * (2 if from_pairs else 1)
     bin_ = 1 if from_pairs else config["halves"].get("bin", 1)
     h, w = h // bin_, w // bin_
@@ -258,14 +83,56 @@ def plan_text(config: dict[str, Any]) -> str:
         f"  {'denoised':12} {denoised / 1e9:.2f} GB: {methods} methods on {split['test']} test micrographs",
     ]
     for name, model in config["models"].items():
-        kind, why = loaders.choose_loader(model.get("loader", "auto"), shard_bytes, where)
-        lines.append(f"  {'model ' + name:12} on {device.describe(where)}; loader {kind}: {why}")
+        loader, why = loaders.choose_loader(model.get("loader", "auto"), shard_bytes, where)
+        lines.append(f"  {'model ' + name:12} on {device.describe(where)}; loader {loader}: {why}")
     need = (0 if from_pairs else raw) + halves + shard_bytes + denoised
     free = shutil.disk_usage(".").free
+    there = sum(bytes_there(config["dataset"], study, study.micrographs))
     lines.append(f"  {'disk':12} {need / 1e9:.1f} GB in all, {free / 1e9:.0f} GB free here")
-    if need > free:
+    if need - there > free:
         lines.append("  WARNING: that does not fit; free some space or lower source: n_micrographs")
     return "\n".join(lines)
+
+
+# Downloads
+
+
+def bytes_there(dataset: str, study: Study, micrographs: Iterable[str]) -> list[int]:
+    """Return, per micrograph, the bytes of its raw movie that are on the disk, complete or not."""
+    there = []
+    for name in micrographs:
+        path = Path(f"data/{dataset}/raw/{name}{study.sources[name].get('ending', '.mrc')}")
+        found = [p.stat() for p in (path, path.with_name(f"{path.name}.part")) if p.exists()]
+        # A part has holes until it is complete.
+        there.append(max((min(s.st_size, 512 * s.st_blocks) for s in found), default=0))
+    return there
+
+
+def download_text(dataset: str, study: Study, micrographs: Iterable[str]) -> str:
+    """Say how much of some micrographs' movies is there and how much is still to be fetched.
+
+    Raises
+    ------
+    InputError
+        The disk is too small for the rest.
+    """
+    names = list(micrographs)
+    sizes = [study.sources[name]["bytes"] for name in names]
+    pairs = zip(sizes, bytes_there(dataset, study, names), strict=True)
+    left = sum(max(0, size - there) for size, there in pairs if size is not None)
+    total, unknown = sum(size or 0 for size in sizes), sizes.count(None)
+    free = shutil.disk_usage(".").free
+    text = (
+        f"{len(names)} movies, {total / 1e9:.2f} GB"
+        + (f" and {unknown} of unknown size" if unknown else "")
+        + f": {(total - left) / 1e9:.2f} GB there, {left / 1e9:.2f} GB to fetch, {free / 1e9:.0f} GB free"
+    )
+    if left > free:
+        raise InputError(
+            f"data/{dataset}/raw: the disk is too small ({text}); free some space, lower source: n_micrographs, "
+            "or fetch fewer frames with source: frames"
+        )
+    return text
 
 
 def load_config(path: Path, schema: Path | None) -> dict[str, Any]:

@@ -150,7 +150,7 @@ def test_the_record_holds_what_the_data_guide_says(tmp_path, cryon2n):
     assert set(record) == {
         "format", "version", "micrograph", "shape", "pixel_size_A", "valid", "a", "b", "full", "alignment",
         "dose_weighted", "trajectory_A", "bin", "defects", "producer", "inputs",
-        "reference_transform",
+        "reference_transform", "gain_check",
     }  # fmt: skip
     side = {"frames", "n_frames", "dose_e_per_A2", "offset", "scale", "noise_var", "sha256"}
     assert set(record["a"]) == set(record["b"]) == side and set(record["full"]) == {"offset", "scale"}

@@ -214,7 +214,7 @@ def test_asking_for_more_movies_than_the_sheet_lists_says_how_to_get_them(tmp_pa
     (tree / "all.yaml").write_text(yaml.safe_dump(config))
     done = snakemake(tree, "-n", check=False, configfile="all.yaml")
     assert done.returncode != 0
-    assert "fetch-sheet --entry 10025 --movies 196" in done.stdout + done.stderr
+    assert "empiar sheet 10025 --movies 196" in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
@@ -335,8 +335,9 @@ def test_an_entry_is_fetched_from_an_archive_and_gives_the_same_halves(built):
     for path in sorted((built / "data/tiny/raw").glob("*.mrc")):
         shutil.copy(path, folder)
         if path.stem.startswith("phantom"):
-            rows.append(f"{path.stem}\tdata/set/{path.name}\t{path.stat().st_size}\t-")
-    (built / "sheet.tsv").write_text("\n".join(["micrograph\tpath\tsize\tsha256", *rows]) + "\n")
+            rows.append(f"{path.stem}\tdata/set/{path.name}\t{path.stat().st_size}\t-\t5\t192\t208\tuint8")
+    header = "micrograph\tpath\tsize\tsha256\tframes\theight\twidth\tdata_type"
+    (built / "sheet.tsv").write_text("\n".join([header, *rows]) + "\n")
     handler = functools.partial(QuietHandler, directory=built / "archive")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -348,8 +349,6 @@ def test_an_entry_is_fetched_from_an_archive_and_gives_the_same_halves(built):
             "empiar": {
                 "base_url": f"http://127.0.0.1:{server.server_port}",
                 "allow_http": True,
-                "n_frames": 5,
-                "frame_shape": [192, 208],
             },
         }
         name = change_config(built, "entry.yaml", dataset="entry", source=source)

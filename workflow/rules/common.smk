@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -11,7 +12,10 @@ sys.path.insert(0, str(SOURCE))
 from cryon2n import pair
 from cryon2n import plan as planning
 from cryon2n.codeversion import code_version
+from cryon2n.errors import InputError
 from cryon2n.methods import FILTERS, TOPAZ
+from cryon2n.movie_header import MOVIE_ENDINGS
+from cryon2n.study import read_study
 
 # The commands run this checkout's code with the Python that runs Snakemake (under --sdm conda, with the
 # environment's).  Snakemake formats the prefix, hence {{ }}.
@@ -20,7 +24,7 @@ shell.prefix(f"export PYTHONPATH='{SOURCE}'; PYTHON='{PYTHON}'; " 'cryon2n() {{ 
 
 DATASET = config["dataset"]
 KIND = config["source"]["kind"]
-STUDY = planning.read_study(config)
+STUDY = read_study(config)
 MICROGRAPHS = list(STUDY.micrographs)
 SPLIT = STUDY.split
 MODELS = list(config["models"])
@@ -36,6 +40,7 @@ wildcard_constraints:
     mic="|".join(map(re.escape, MICROGRAPHS)),
     method="|".join(map(re.escape, METHODS + MODELS)),
     model="|".join(map(re.escape, MODELS)),
+    ending="|".join(map(re.escape, MOVIE_ENDINGS)),
 
 
 def settings(*path):
@@ -73,6 +78,36 @@ def truth_of(micrographs):
     return [f"data/{DATASET}/truth/{mic}{ending}" for mic in micrographs for ending in (".mrc", ".json")]
 
 
+def raw_movie(micrograph):
+    """Give a micrograph's raw movie."""
+    return f"data/{DATASET}/raw/{micrograph}{STUDY.sources[micrograph]['ending']}"
+
+
+def url_options(urls):
+    """Give the options that name a file and its mirrors."""
+    return " ".join(f"--url {shlex.quote(url)}" for url in urls)
+
+
+def polite():
+    """Give the options that say how an archive may be asked."""
+    about = config["source"]["empiar"]
+    return " ".join(
+        [
+            optional("--connections", about["connections"]),
+            optional("--limit-rate", about["limit_rate"]),
+            "--allow-http" if about["allow_http"] else "",
+        ]
+    )
+
+
+def halves_settings():
+    """Give the settings of the split; the dose is that of the frames that are fetched."""
+    part = dict(config["halves"])
+    if part.get("dose_e_per_A2"):
+        part["dose_e_per_A2"] *= STUDY.share
+    return json.dumps(part, sort_keys=True)
+
+
 def reference_file(name):
     """Give the gain or dark reference's file, or nothing where the source has none."""
     if KIND == "phantom" or STUDY.references.get(name):
@@ -86,4 +121,11 @@ def optional(flag, value):
 
 
 def print_plan():
+    """Say what will be done, and refuse to begin downloads for which the disk is too small."""
     print(planning.plan_text(config), file=sys.stderr)
+    if KIND == "empiar":
+        wanted = [job.wildcards.mic for job in workflow.dag.needrun_jobs() if job.rule.name == "fetch_movie"]
+        try:
+            print(f"to fetch now: {planning.download_text(DATASET, STUDY, wanted)}", file=sys.stderr)
+        except InputError as error:
+            raise WorkflowError(str(error)) from None

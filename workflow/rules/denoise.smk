@@ -37,6 +37,7 @@ rule denoise_micrograph:
             "device.py",
             "pair.py",
             "halves.py",
+            "gain.py",
             "movies.py",
             "motion.py",
             "fourier.py",

@@ -4,7 +4,7 @@ Raw movies and references, from wherever the config says.
 REQUIRED INPUTS
     nothing (phantom), a movie sheet (empiar, movies); kind `halves` has no movies
 OUTPUTS
-    data/{dataset}/raw/{mic}.mrc, gain.mrc, dark.mrc; phantom also entry.json and truth/
+    data/{dataset}/raw/{mic}{ending} (.mrc, .tif, .eer …), gain.mrc, dark.mrc; phantom also entry.json and truth/
 """
 
 if KIND == "phantom":
@@ -61,14 +61,17 @@ if KIND == "phantom":
 
 elif KIND == "empiar":
 
-    # No code version here: an edit of the downloader must not fetch 30 GB again.
+    # How the archive may be asked changes no byte: unlike a parameter, it must not fetch 30 GB again.  For
+    # the same reason the rules have no code version.
+    POLITE = polite()
+
     rule fetch_movie:
         output:
-            movie="data/{dataset}/raw/{mic}.mrc",
+            movie="data/{dataset}/raw/{mic}{ending}",
         log:
-            "logs/fetch_movie/{dataset}/{mic}.log",
+            "logs/fetch_movie/{dataset}/{mic}{ending}.log",
         benchmark:
-            "benchmarks/jobs/fetch_movie/{dataset}/{mic}.tsv"
+            "benchmarks/jobs/fetch_movie/{dataset}/{mic}{ending}.tsv"
         localrule: True
         conda:
             "../../envs/cryon2n.yaml"
@@ -78,15 +81,10 @@ elif KIND == "empiar":
             mem="1GB",
             runtime="6h",
         params:
-            url=lambda wildcards: STUDY.sources[wildcards.mic]["url"],
-            size=lambda wildcards: STUDY.sources[wildcards.mic]["size"],
-            sha256=lambda wildcards: STUDY.sources[wildcards.mic]["sha256"],
-            frames=optional("--frames", config["source"]["empiar"]["n_frames"]),
-            shape=optional("--shape", " ".join(map(str, config["source"]["empiar"]["frame_shape"] or []))),
-            http="--allow-http" if config["source"]["empiar"]["allow_http"] else "",
+            urls=lambda wildcards: url_options(STUDY.sources[wildcards.mic]["urls"]),
+            known=lambda wildcards: STUDY.sources[wildcards.mic]["known"],
         shell:
-            "cryon2n fetch-movie --url {params.url:q} --size {params.size} --sha256 {params.sha256} {params.frames} "
-            "{params.shape} {params.http} --out {output.movie:q} 2>&1 | tee {log:q}"
+            "cryon2n fetch-movie {params.urls} {params.known} {POLITE} --out {output.movie:q} 2>&1 | tee {log:q}"
 
     rule fetch_reference:
         output:
@@ -104,10 +102,9 @@ elif KIND == "empiar":
             mem="1GB",
             runtime="1h",
         params:
-            url=lambda wildcards: STUDY.references[wildcards.reference],
-            http="--allow-http" if config["source"]["empiar"]["allow_http"] else "",
+            urls=lambda wildcards: url_options(STUDY.references[wildcards.reference]),
         shell:
-            "cryon2n fetch-movie --url {params.url:q} {params.http} --out {output.reference:q} 2>&1 | tee {log:q}"
+            "cryon2n fetch-movie {params.urls} {POLITE} --out {output.reference:q} 2>&1 | tee {log:q}"
 
 elif KIND == "movies":
 
@@ -115,9 +112,9 @@ elif KIND == "movies":
         input:
             movie=lambda wildcards: STUDY.sources[wildcards.mic]["path"],
         output:
-            movie="data/{dataset}/raw/{mic}.mrc",
+            movie="data/{dataset}/raw/{mic}{ending}",
         log:
-            "logs/link_movie/{dataset}/{mic}.log",
+            "logs/link_movie/{dataset}/{mic}{ending}.log",
         localrule: True
         conda:
             "../../envs/cryon2n.yaml"

@@ -2,7 +2,7 @@
 Two half micrographs with independent noise, and their audit.
 
 REQUIRED INPUTS
-    data/{dataset}/raw/{mic}.mrc, gain and dark if there are any; or a sheet of pairs (kind `halves`)
+    data/{dataset}/raw/{mic}{ending}, gain and dark if there are any; or a sheet of pairs (kind `halves`)
 OUTPUTS
     results/{dataset}/halves/{mic}_a.mrc, {mic}_b.mrc, {mic}.json, audit.tsv, audit.png
 """
@@ -31,7 +31,14 @@ if KIND == "halves":
             about=lambda wildcards: STUDY.sources[wildcards.mic]["about"],
             prefix=subpath(output.record, strip_suffix=".json"),
             code=code_version(
-                "halves_import.py", "halves.py", "fourier.py", "pair.py", "motion.py", "movies.py", "mrcio.py"
+                "halves_import.py",
+                "halves.py",
+                "gain.py",
+                "fourier.py",
+                "pair.py",
+                "motion.py",
+                "movies.py",
+                "mrcio.py",
             ),
         shell:
             "cryon2n import-halves --a {input.a:q} --b {input.b:q} {params.about} --out {params.prefix:q} "
@@ -41,7 +48,7 @@ else:
 
     rule split_halves:
         input:
-            movie="data/{dataset}/raw/{mic}.mrc",
+            movie=lambda wildcards: raw_movie(wildcards.mic),
             gain=reference_file("gain"),
             dark=reference_file("dark"),
         output:
@@ -59,11 +66,11 @@ else:
             mem="8GB",
             runtime="30m",
         params:
-            settings=settings("halves"),
+            settings=halves_settings(),
             gain=lambda wildcards, input: optional("--gain", input.gain),
             dark=lambda wildcards, input: optional("--dark", input.dark),
             prefix=subpath(output.record, strip_suffix=".json"),
-            code=code_version("halves.py", "movies.py", "motion.py", "fourier.py", "pair.py", "mrcio.py"),
+            code=code_version("halves.py", "gain.py", "movies.py", "motion.py", "fourier.py", "pair.py", "mrcio.py"),
         shell:
             "cryon2n split-halves --movie {input.movie:q} {params.gain} {params.dark} --out {params.prefix:q} "
             "--settings {params.settings:q} --threads {threads} 2>&1 | tee {log:q}"

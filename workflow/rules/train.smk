@@ -43,6 +43,7 @@ rule train_unet:
             "device.py",
             "pair.py",
             "halves.py",
+            "gain.py",
             "movies.py",
             "motion.py",
             "fourier.py",

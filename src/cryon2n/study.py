@@ -1,0 +1,239 @@
+"""What a config asks for: micrographs, their split, and where each comes from.
+
+The workflow builds its whole graph from `read_study`: from the config and its sheets alone, never
+from the network.
+"""
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryon2n import files, movie_sheet
+from cryon2n.errors import InputError
+from cryon2n.frame_range import FrameRange, parse_frame_range
+from cryon2n.methods import BUILT_IN
+from cryon2n.movie_header import MOVIE_ENDINGS, Geometry, movie_ending
+
+SPLITS = ("train", "val", "test")
+MRC_ENDINGS = (".mrc", ".mrcs")
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a config asks for.
+
+    Attributes
+    ----------
+    micrographs : tuple of str
+        Names, in the order of the sheet.
+    split : dict
+        ``train``, ``val``, ``test``: lists of names.
+    sources : dict
+        Per micrograph, where it comes from: ``urls`` (mirrors in order), ``known`` (arguments of
+        fetch-movie) and ``bytes``; or ``path``; or ``a``, ``b`` and ``about`` (arguments of
+        import-halves).  Movies have an ``ending``, that of their file.
+    references : dict
+        ``gain`` and ``dark``: URLs or a path, where the source has one.
+    geometry : Geometry or None
+        Of the raw movies as they will lie on the disk, where a sheet of an archive's movies tells.
+    share : float
+        Of the exposure's frames, how much is fetched.
+    """
+
+    micrographs: tuple[str, ...]
+    split: dict[str, list[str]]
+    sources: dict[str, dict[str, Any]]
+    references: dict[str, Any]
+    geometry: Geometry | None = None
+    share: float = 1.0
+
+
+def read_study(config: dict[str, Any]) -> Study:
+    """Read the sheets that a validated config names."""
+    _check_methods(config)
+    source = config["source"]
+    kind, n = source["kind"], source["n_micrographs"]
+    references: dict[str, Any] = {}
+    archive: dict[str, Any] = {}
+    if source["frames"] and kind != "empiar":
+        raise InputError(f"config: source: frames is for kind empiar, found kind {kind}; leave it out")
+    if kind == "phantom":
+        if n is None:
+            raise InputError("config: source: n_micrographs is missing; wanted the number of movies to simulate")
+        sources: dict[str, dict[str, Any]] = {f"phantom_{i:04d}": {"ending": ".mrc"} for i in range(1, n + 1)}
+    elif kind == "empiar":
+        sources, references, archive = _empiar_sources(source)
+    elif kind == "movies":
+        sources = _movie_sources(source)
+        references = {k: source[k] for k in ("gain", "dark") if source[k]}
+    else:
+        sources = _pair_sources(source)
+    if n is not None and n > len(sources):
+        hint = (
+            f"; write a longer one: cryon2n empiar sheet {source['empiar']['entry']} --movies {n} "
+            f"--out {source['sheet']}"
+            if kind == "empiar"
+            else ""
+        )
+        raise InputError(f"{source['sheet']}: lists {len(sources)} micrographs, n_micrographs asks for {n}{hint}")
+    names = tuple(sources)[:n]
+    split = split_names(names, config["split"])
+    return Study(names, split, {k: sources[k] for k in names}, references, **archive)
+
+
+def _check_methods(config: dict[str, Any]) -> None:
+    models, compare = list(config["models"]), config["compare"]
+    taken = [name for name in models if name in BUILT_IN or name == "topaz-env"]
+    if taken:
+        raise InputError(f"config: models: {', '.join(taken)} is the name of a built-in method; choose another")
+    unknown = [name for name in compare["methods"] if name not in BUILT_IN and name not in models]
+    if unknown:
+        raise InputError(
+            f"config: compare: methods: unknown method {', '.join(unknown)}; "
+            f"wanted some of {', '.join([*BUILT_IN, *models])}"
+        )
+    if compare["reference"] not in compare["methods"]:
+        raise InputError(
+            f"config: compare: reference: found {compare['reference']}, wanted one of compare: methods "
+            f"({', '.join(compare['methods'])})"
+        )
+
+
+def _sheet(source: dict[str, Any]) -> str:
+    if not source["sheet"]:
+        raise InputError(f"config: source: sheet is missing; kind {source['kind']!r} wants a sheet (config/README.md)")
+    return str(source["sheet"])
+
+
+def _empiar_sources(source: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any], dict[str, Any]]:
+    """Give sources, references, and what is known of all movies together (`geometry`, `share`)."""
+    about = source["empiar"]
+    bases = [about["base_url"]] if isinstance(about["base_url"], str) else about["base_url"]
+    keep = parse_frame_range(source["frames"]) if source["frames"] else None
+    rows = movie_sheet.read_sheet(_sheet(source))
+
+    def urls(row: movie_sheet.MovieRow) -> list[str]:
+        return [movie_sheet.movie_url(base, about["entry"], row) for base in bases]
+
+    sources = {}
+    for row in rows:
+        known = [f"--size {row.size or '-'} --sha256 {row.sha256 or '-'}"]
+        frames, h, w, data_type = (value or "-" for value in dataclasses.astuple(row.geometry))
+        known.append(f"--frames {frames} --shape {h} {w} --data-type {data_type}")
+        if keep:
+            known.append(f"--keep-frames {keep}")
+        ending = movie_ending(row.path)
+        if ending is None or (keep and ending not in MRC_ENDINGS):
+            wanted = "an uncompressed MRC movie, whose frames can be fetched alone" if keep else "a movie"
+            raise InputError(f"{source['sheet']}: {row.path} is not {wanted}; correct the sheet, or source: frames")
+        sources[row.micrograph] = {
+            "urls": urls(row),
+            "known": " ".join(known),
+            "ending": stored_ending(ending),
+            "bytes": _stored_bytes(row, keep),
+        }
+    references = {k: urls(movie_sheet.MovieRow(k, source[k])) for k in ("gain", "dark") if source[k]}
+    geometry, share = rows[0].geometry, 1.0
+    if keep and geometry.frames:
+        share = keep.n / geometry.frames
+    if keep:
+        geometry = dataclasses.replace(geometry, frames=keep.n)
+    return sources, references, {"geometry": geometry, "share": share}
+
+
+def _stored_bytes(row: movie_sheet.MovieRow, keep: FrameRange | None) -> int | None:
+    """Return the bytes that a movie will take on the disk (of a range of frames: about)."""
+    if keep is None or row.size is None or not row.geometry.frames:
+        return row.size if keep is None else None
+    return row.size * keep.n // row.geometry.frames
+
+
+def stored_ending(ending: str) -> str:
+    """Return the ending under which a movie lies in ``data/``: both of MRC's are one."""
+    return ".mrc" if ending in MRC_ENDINGS else ending
+
+
+def _movie_sources(source: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Movies of a sheet (columns micrograph, path), or all movies of a folder."""
+    where = Path(_sheet(source))
+    if where.is_dir():
+        paths = sorted(p for p in where.iterdir() if movie_ending(p.name) and not movie_sheet.reference_kind(p.name))
+        if not paths:
+            raise InputError(f"{where}: holds no movies; wanted files that end in {', '.join(MOVIE_ENDINGS)}")
+        found = {movie_sheet.micrograph_name(p.name): p for p in paths}
+        if len(found) < len(paths):
+            raise InputError(f"{where}: holds several movies of one name; say in a sheet which to take")
+    else:
+        rows = files.read_table(where, ("micrograph", "path"))
+        found = {row["micrograph"]: where.parent / row["path"] for row in rows}
+    odd = [p for p in found.values() if not movie_ending(p.name)]
+    if odd:
+        raise InputError(f"{where}: {odd[0]} is no movie; wanted a file that ends in {', '.join(MOVIE_ENDINGS)}")
+    return {name: {"path": str(p), "ending": stored_ending(movie_ending(p.name))} for name, p in found.items()}
+
+
+def _pair_sources(source: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    from cryon2n.halves_import import read_pair_sheet
+
+    sheet = Path(_sheet(source))
+    root = Path(source["folder"]) if source["folder"] else sheet.parent
+    out = {}
+    for row in read_pair_sheet(sheet):
+        about = [
+            f"{flag} {row[column]}"
+            for flag, column in (
+                ("--pixel-size", "pixel_size_A"),
+                ("--frames-a", "frames_a"),
+                ("--frames-b", "frames_b"),
+            )
+            if row[column] != "-"
+        ]
+        about.append(f"--units {source['units']}")
+        out[row["micrograph"]] = {
+            "a": str(root / row["a"]),
+            "b": str(root / row["b"]),
+            "about": " ".join(about),
+        }
+    return out
+
+
+def split_names(names: tuple[str, ...], wanted: dict[str, Any]) -> dict[str, list[str]]:
+    """Split micrographs into train, val and test, by name and never by patch.
+
+    Parameters
+    ----------
+    names : tuple of str
+    wanted : dict
+        ``val`` and ``test``: a number, or a list of names; ``seed``.  Numbers are drawn by a hash of
+        seed and name, so that a micrograph more does not reshuffle all others.
+
+    Returns
+    -------
+    dict
+        ``train``, ``val``, ``test``: names in their given order.
+    """
+    order = sorted(names, key=lambda name: hashlib.sha256(f"{wanted['seed']} {name}".encode()).hexdigest())
+    named = [set(wanted[s]) for s in ("val", "test") if isinstance(wanted[s], list)]
+    unknown = sorted(set().union(*named) - set(names))
+    if unknown:
+        raise InputError(f"config: split: unknown micrograph {', '.join(unknown)}; wanted names of the sheet")
+    if len(named) == 2 and named[0] & named[1]:
+        raise InputError(f"config: split: {', '.join(sorted(named[0] & named[1]))} stands in val and in test")
+    free = [name for name in order if not any(name in group for group in named)]
+    chosen: dict[str, set[str]] = {}
+    for which in ("test", "val"):
+        if isinstance(wanted[which], list):
+            chosen[which] = set(wanted[which])
+        else:
+            chosen[which], free = set(free[: wanted[which]]), free[wanted[which] :]
+    out = {which: [name for name in names if name in chosen[which]] for which in ("val", "test")}
+    out["train"] = [name for name in names if name not in chosen["val"] | chosen["test"]]
+    short = [which for which in SPLITS if not out[which]]
+    if short:
+        raise InputError(
+            f"config: {len(names)} micrographs leave none for {' and '.join(short)}; "
+            "raise source: n_micrographs or lower split: val and test"
+        )
+    return out
