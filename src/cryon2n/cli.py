@@ -19,6 +19,7 @@ STAGES = {
     "simulate-movie": ("phantom_stage", "simulate one raw counted movie and its clean truth"),
     "empiar": ("empiar_sheet", "show an EMPIAR entry, or write its movie sheet"),
     "fetch-movie": ("download", "download one file of an EMPIAR entry, resumed and verified"),
+    "check-gain": ("gain", "tell which orientation of a gain reference fits a movie's counts"),
     "split-halves": ("halves", "align a movie's frames and sum its even and odd frames"),
     "import-halves": ("halves_import", "take halves that another program made"),
     "audit-halves": ("audit", "check that the halves' noises are independent and alike"),

@@ -1,5 +1,6 @@
 """Downloads against a server on this machine that drops, stalls, refuses, changes and lies."""
 
+import bz2
 import fcntl
 import hashlib
 import json
@@ -17,6 +18,7 @@ from pathlib import Path
 import mrcfile
 import numpy as np
 import pytest
+import tifffile
 
 from cryon2n import mrcio
 from cryon2n import part as parts
@@ -631,6 +633,32 @@ def test_file_that_does_not_fit_its_header(site, movie, out, content, ranges):
         fetch(site.base + URL_PATH, out, settings=FAST)
     assert names(out.parent) == []
     assert len(site.asked) == 1
+
+
+def as_tiff(counts: np.ndarray, path: Path) -> bytes:
+    tifffile.imwrite(path, counts, compression="zlib", photometric="minisblack")
+    return path.read_bytes()
+
+
+def as_bzip2(counts: np.ndarray, path: Path) -> bytes:
+    mrcio.write_mrc(path, counts, 1.0)
+    return bz2.compress(path.read_bytes())
+
+
+@pytest.mark.parametrize(("ending", "make"), [(".tif", as_tiff), (".mrc.bz2", as_bzip2)])
+def test_movies_of_other_formats_are_verified(site, out, tmp_path, ending, make):
+    counts = np.random.default_rng(2).integers(0, 9, (FRAMES, H, W), dtype=np.uint8)
+    content = site.contents["/mic" + ending] = make(counts, tmp_path / "made.mrc")
+    out = out.with_name("mic" + ending)
+    with pytest.raises(InputError, match=f"{FRAMES} frames of {H} x {W}"):
+        fetch(site.base + "/mic" + ending, out, Expected(geometry=Geometry(FRAMES + 1, H, W)), settings=FAST)
+    fetch(site.base + "/mic" + ending, out, Expected(geometry=Geometry(FRAMES, H, W, "uint8")), settings=FAST)
+    assert out.read_bytes() == content
+    for wrong in (content[: len(content) // 2], b"<!DOCTYPE html>" + content):
+        site.contents["/mic" + ending] = wrong
+        with pytest.raises(InputError, match=re.escape(f"{site.base}/mic{ending}")):
+            fetch(site.base + "/mic" + ending, out.with_name("b" + ending), settings=FAST)
+    assert names(out.parent) == ["checksums", out.name]
 
 
 def test_only_movies_have_frames_to_check(site, out):

@@ -105,12 +105,13 @@ def test_turning_back_undoes_each_transform():
         np.testing.assert_array_equal(movies.turned_back(turn(image), name), image)
 
 
-def slopes(**values):
-    """Independent slopes of error 0.02 from 64 tiles."""
+def slopes(values, paired=True):
+    """Slopes of error 0.02 from 64 tiles, whose errors are the same (as in one movie) or independent."""
     rng = np.random.default_rng(0)
+    noise = rng.normal(0, 0.02 / 8, (len(ORIENTATIONS), 64))
     return {
-        name: None if values.get(name) is None else gain.Slope(values[name], 0.02, rng.normal(0, 0.02 / 8, 64), 5.0)
-        for name in ORIENTATIONS
+        name: None if name not in values else gain.Slope(values[name], 0.02, noise[0 if paired else i], 5.0)
+        for i, name in enumerate(ORIENTATIONS)
     }
 
 
@@ -131,7 +132,14 @@ def slopes(**values):
     ],
 )
 def test_verdicts(values, transform, verdict, best):
-    assert gain.judge(slopes(**values), transform) == (verdict, best)
+    assert gain.judge(slopes(values), transform) == (verdict, best)
+
+
+def test_orientations_are_compared_with_the_error_of_their_difference():
+    values = {"none": 0.75, "flip_y": 0.87}
+    assert gain.judge(slopes(values), "none") == ("turned", "flip_y")
+    # Independent: 0.12 is less than 5 errors of sqrt(2) · 0.02.
+    assert gain.judge(slopes(values, paired=False), "none") == ("agrees", "none")
 
 
 # ---------------------------------------------------------------------------- planted gains
@@ -239,6 +247,21 @@ def test_a_tiny_frame_is_undecided_or_right():
         for mean in (1.0, 30.0):
             assert check(counts(g, mean=mean), g).verdict in ("undecided", "agrees")
     assert check(np.zeros((3, 64, 64), np.uint8), a_gain(3, (64, 64))).verdict == "undecided"
+
+
+@pytest.mark.parametrize("n_movies", [1, 2])
+def test_the_dark_is_subtracted_from_each_frame_and_turned_like_the_gain(n_movies):
+    # Offsets of up to 20 counts on a mean of 18, of standard deviation 5.8: as noise they would be seven times that
+    # of counting, 1 / sqrt(90).
+    g, dark = a_gain(), np.random.default_rng(3).integers(0, 20, SHAPE).astype(np.float32)
+    stacks = [counts(g, seed, dark=dark) for seed in range(n_movies)]
+    for name in ("none", "flip_y"):
+        turn = movies.TRANSFORMS[name]
+        found = gain.check_gain(stacks, turn(g), turn(dark))
+        assert (found.verdict, found.best) == ("agrees" if name == "none" else "turned", name)
+        assert found.slopes[name].error < 0.025
+        assert found.slopes["rotate_180"].error > 0.03
+    assert gain.check_gain(stacks, g).slopes["none"].error > 0.03
 
 
 def test_several_movies_are_pooled():
