@@ -70,8 +70,11 @@ def plan_text(config: dict[str, Any]) -> str:
     h, w = h // bin_, w // bin_
     halves = n * 2 * h * w * 4
     settings = build(ShardSettings, config["shards"], "config: shards")
-    per_micrograph = len(patch_positions({"valid": [0, h, 0, w], "micrograph": "a micrograph"}, settings))
-    patches = per_micrograph * split["train"]
+    patches, warnings = 0, []
+    try:
+        patches = len(patch_positions({"valid": [0, h, 0, w], "micrograph": "a micrograph"}, settings)) * split["train"]
+    except InputError as error:  # the plan does not stop what is asked for, which may be halves only
+        warnings.append(f"  WARNING: {error}")
     shard_bytes = 2 * patches * settings.patch**2 * 2
     methods = len(config["compare"]["methods"])
     denoised = split["test"] * methods * 5 * h * w * 4
@@ -90,8 +93,8 @@ def plan_text(config: dict[str, Any]) -> str:
     there = sum(bytes_there(config["dataset"], study, study.micrographs))
     lines.append(f"  {'disk':12} {need / 1e9:.1f} GB in all, {free / 1e9:.0f} GB free here")
     if need - there > free:
-        lines.append("  WARNING: that does not fit; free some space or lower source: n_micrographs")
-    return "\n".join(lines)
+        warnings.append("  WARNING: that does not fit; free some space or lower source: n_micrographs")
+    return "\n".join([*lines, *warnings])
 
 
 # Downloads

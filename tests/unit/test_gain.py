@@ -1,6 +1,7 @@
 """The gain check: planted orientations, inverses and strangers are named; good gains and thin data are let through."""
 
 import argparse
+import dataclasses
 import json
 
 import numpy as np
@@ -126,6 +127,7 @@ def slopes(values, paired=True):
         ({"none": 0.05, "flip_y": 0.55}, "none", "turned", "flip_y"),  # a noisy reference
         ({"none": 0.02, "flip_y": -0.97}, "none", "inverse", "flip_y"),
         ({"none": -0.95, "flip_y": -0.97}, "none", "inverse", "none"),
+        ({"none": 0.02, "flip_y": -0.55}, "none", "inverse", "flip_y"),
         ({"none": 0.30, "flip_y": 0.02}, "none", "no effect", "none"),  # it would add more than it takes away
         ({"none": 0.45, "flip_y": 0.5}, "none", "undecided", "none"),
         ({}, "flip_x", "undecided", "flip_x"),
@@ -133,6 +135,12 @@ def slopes(values, paired=True):
 )
 def test_verdicts(values, transform, verdict, best):
     assert gain.judge(slopes(values), transform) == (verdict, best)
+
+
+def test_an_inverse_in_few_counts_is_not_taken_for_a_turn():
+    # With errors of 0.1 the other orientation may be as high as 0.6, but it may be 0 as well.
+    wide = {name: dataclasses.replace(s, error=0.1) for name, s in slopes({"none": -1.05, "flip_y": 0.1}).items() if s}
+    assert gain.judge({**dict.fromkeys(ORIENTATIONS), **wide}, "none") == ("inverse", "none")
 
 
 def test_orientations_are_compared_with_the_error_of_their_difference():
