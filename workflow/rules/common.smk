@@ -20,7 +20,12 @@ from cryon2n.study import read_study
 # The commands run this checkout's code with the Python that runs Snakemake (under --sdm conda, with the
 # environment's).  Snakemake formats the prefix, hence {{ }}.
 PYTHON = "python" if workflow.deployment_settings.deployment_method else sys.executable
-shell.prefix(f"export PYTHONPATH='{SOURCE}'; PYTHON='{PYTHON}'; " 'cryon2n() {{ "$PYTHON" -m cryon2n "$@"; }}; ')
+SHELL_PREFIX = (
+    "set -euo pipefail; "  # Snakemake's own, which a prefix replaces: a command that fails before a pipe must fail
+    f"export PYTHONPATH='{SOURCE}'; PYTHON='{PYTHON}'; "
+    'cryon2n() {{ "$PYTHON" -m cryon2n "$@"; }}; '
+)
+shell.prefix(SHELL_PREFIX)
 
 DATASET = config["dataset"]
 KIND = config["source"]["kind"]

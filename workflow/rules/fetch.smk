@@ -61,9 +61,9 @@ if KIND == "phantom":
 
 elif KIND == "empiar":
 
-    # How the archive may be asked changes no byte: unlike a parameter, it must not fetch 30 GB again.  For
-    # the same reason the rules have no code version.
-    POLITE = polite()
+    # How the archive may be asked (`polite`) changes no byte: as a parameter, a change of it would fetch 30 GB
+    # again.  For the same reason the rules have no code version.
+    shell.prefix(SHELL_PREFIX + f'politely() {{{{ "$@" {polite()}; }}}}; ')
 
     rule fetch_movie:
         output:
@@ -84,7 +84,7 @@ elif KIND == "empiar":
             urls=lambda wildcards: url_options(STUDY.sources[wildcards.mic]["urls"]),
             known=lambda wildcards: STUDY.sources[wildcards.mic]["known"],
         shell:
-            "cryon2n fetch-movie {params.urls} {params.known} {POLITE} --out {output.movie:q} 2>&1 | tee {log:q}"
+            "politely cryon2n fetch-movie {params.urls} {params.known} --out {output.movie:q} 2>&1 | tee {log:q}"
 
     rule fetch_reference:
         output:
@@ -104,7 +104,7 @@ elif KIND == "empiar":
         params:
             urls=lambda wildcards: url_options(STUDY.references[wildcards.reference]),
         shell:
-            "cryon2n fetch-movie {params.urls} {POLITE} --out {output.reference:q} 2>&1 | tee {log:q}"
+            "politely cryon2n fetch-movie {params.urls} --out {output.reference:q} 2>&1 | tee {log:q}"
 
 elif KIND == "movies":
 
