@@ -36,6 +36,7 @@ rule all:
     default_target: True
     input:
         f"results/{config['dataset']}/report.html",
+        collect("results/{dataset}/halves/qc/{mic}.png", dataset=config["dataset"], mic=MICROGRAPHS),
 
 
 rule denoise_all:
@@ -45,9 +46,10 @@ rule denoise_all:
 
 
 rule halves_all:
-    # Halves and their audit, and nothing after them.
+    # Halves, their pictures and their audit, and nothing after them.
     input:
         f"results/{config['dataset']}/halves/audit.tsv",
+        collect("results/{dataset}/halves/qc/{mic}.png", dataset=config["dataset"], mic=MICROGRAPHS),
 
 
 rule train_all:

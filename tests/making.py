@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from cryon2n import cli, fourier, mrcio, shards
+from cryon2n import cli, fourier, movies, mrcio, shards
 from cryon2n.halves import normalise_equal, write_halves
 
 
@@ -36,6 +37,16 @@ def frames(seed, clean, trajectory, dtype=np.uint8):
     """Counted frames (n, h, w): Poisson counts of ``clean(y - trajectory[t])`` (expected counts per frame)."""
     rng = np.random.default_rng([seed, 3])
     return np.stack([rng.poisson(np.clip(moved(clean, t), 0, None)).astype(dtype) for t in trajectory])
+
+
+def corrected(movie, index):
+    """Frame `index` of an open movie, dark-subtracted and gain-multiplied."""
+    return movies.RawFrames(movie, torch.device("cpu")).corrected(index).numpy()
+
+
+def defects_of(movie):
+    """The defects of an open movie."""
+    return movies.find_defects(movies.RawFrames(movie, torch.device("cpu"))).numpy()
 
 
 def write_movie(path, data, pixel_size=1.5):

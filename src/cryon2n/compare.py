@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import fft
 
-from cryon2n import files, fourier, log, metrics, mrcio, pooling
+from cryon2n import excluded, files, fourier, log, metrics, mrcio, pooling
 from cryon2n.errors import InputError
 from cryon2n.pair import Pair, load_pair, read_estimates
 from cryon2n.pooling import IMAGE_METRICS, TRUTH_METRICS, UNBIASED_METRICS
@@ -214,10 +214,11 @@ def score_rings(pair: Pair, estimates: Mapping[str, np.ndarray]) -> dict[str, np
 def _score_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--method", required=True, help="name of the method in the tables")
-    add("--halves", required=True, nargs="+", metavar="RECORD", help="the test micrographs' {mic}.json")
+    add("--halves", type=Path, required=True, nargs="+", metavar="RECORD", help="the test micrographs' {mic}.json")
     add("--denoised", required=True, metavar="DIR", help="what the method made of them")
     add("--truth", metavar="DIR", help="simulated entries: clean images {mic}.mrc with {mic}.json")
     add("--labels", metavar="CSV", help="particle centres: micrograph,x_px,y_px,radius_px")
+    excluded.add_excluded_argument(parser)
     add("--threads", type=int, default=1, metavar="N")
     add("--scores", required=True, metavar="TSV", help="written: metrics per micrograph")
     add("--rings", required=True, metavar="TSV", help="written: ring powers per micrograph")
@@ -227,8 +228,9 @@ def _run_score(args: argparse.Namespace) -> None:
     labels = read_labels(args.labels) if args.labels else {}
     threads = max(args.threads, 1)
     scores, rings, seen = [], [], set()
-    progress = log.Progress(len(args.halves), "micrographs")
-    for done, record in enumerate(args.halves, start=1):
+    records = excluded.kept(args.halves, args.excluded, "test")
+    progress = log.Progress(len(records), "micrographs")
+    for done, record in enumerate(records, start=1):
         pair = load_pair(record)
         if pair.name in seen:
             raise InputError(f"{record}: micrograph {pair.name} is given twice; give each record once")

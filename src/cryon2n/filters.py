@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import fft
 
-from cryon2n import files, fourier, log, pair
+from cryon2n import excluded, files, fourier, log, pair
 from cryon2n.errors import InputError
 from cryon2n.methods import FILTERS
 
@@ -129,10 +129,11 @@ def _tune_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", choices=FILTERS, required=True)
     parser.add_argument("--halves", type=Path, nargs="+", required=True, help="records to choose the setting on")
     parser.add_argument("--filter", type=Path, required=True, help="output: the chosen setting (JSON)")
+    excluded.add_excluded_argument(parser)
 
 
 def _tune(args: argparse.Namespace) -> None:
-    pairs = [pair.load_pair(path) for path in args.halves]
+    pairs = [pair.load_pair(path) for path in excluded.kept(args.halves, args.excluded, "tuning")]
     tuned = tune(args.method, ring_powers(pairs))
     tuned = {**tuned, "pixel_size_A": pairs[0].pixel_size, "chosen_on": [p.name for p in pairs]}
     files.write_json(args.filter, tuned)

@@ -233,6 +233,14 @@ def shift_phase(
     -------
     ndarray, shape (..., h, w // 2 + 1)
     """
+    rows, columns = shift_phase_axes(shape, shift, dtype)
+    return rows[..., :, None] * columns[..., None, :]
+
+
+def shift_phase_axes(
+    shape: tuple[int, int], shift: tuple[float, float] | np.ndarray, dtype: np.dtype | type = np.complex64
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the factors of rows (..., h) and columns (..., w // 2 + 1) whose product is `shift_phase`."""
     shift = np.asarray(shift, dtype=np.float64)
     (h, w), dy, dx = shape, shift[..., 0, None], shift[..., 1, None]
     rows = np.exp(-2j * np.pi * np.fft.fftfreq(h) * dy)
@@ -243,7 +251,7 @@ def shift_phase(
         rows[..., h // 2] = (-1.0) ** np.rint(dy[..., 0])
     if w % 2 == 0:
         columns[..., w // 2] = (-1.0) ** np.rint(dx[..., 0])
-    return rows.astype(dtype)[..., :, None] * columns.astype(dtype)[..., None, :]
+    return rows.astype(dtype), columns.astype(dtype)
 
 
 def _multiplicity(w: int) -> np.ndarray:

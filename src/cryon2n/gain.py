@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage, special
 
-from cryon2n import log, movies
+from cryon2n import log, movies, references
 from cryon2n.errors import InputError
 
 WINDOW = 9  # pixels; of the local mean: wider than a super-resolution camera's 2 x 2 pixels, narrower than molecules
@@ -129,7 +129,7 @@ class GainCheck:
             turn = "" if self.best == self.transform else f", and set halves: reference_transform: {self.best}"
             return (
                 f"the gain reference is stored as its inverse: {found}{other}; "
-                f"a reference multiplies raw counts: write 1/reference in its place{turn}"
+                f"set halves: reference_operation: divide (multiply, if that is set already){turn}"
             )
         if self.verdict == "no effect":
             top = max((s for s in self.slopes.values() if s is not None), key=lambda s: s.value)
@@ -343,14 +343,15 @@ def table(check: GainCheck) -> Iterator[str]:
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--movie", type=Path, required=True, nargs="+", help="raw movies of one detector; they are pooled")
-    add("--gain", type=Path, required=True, help="gain reference, multiplied")
+    add("--gain", type=Path, required=True, help="gain reference")
+    add("--operation", choices=references.OPERATIONS, default="multiply", help="what the gain does to a frame")
     add("--dark", type=Path, help="dark reference, subtracted")
     add("--transform", choices=list(movies.TRANSFORMS), default="none", help="how the references are turned")
 
 
 def _run(args: argparse.Namespace) -> None:
-    gain = movies.read_reference(args.gain, "gain")
-    dark = None if args.dark is None else movies.read_reference(args.dark, "dark")
+    gain = references.as_multiplier(references.read_reference(args.gain, "gain"), args.operation)
+    dark = None if args.dark is None else references.read_reference(args.dark, "dark")
     if dark is not None and dark.shape != gain.shape:
         raise InputError(
             f"{args.dark}: the dark reference has shape {dark.shape}, the gain {args.gain} {gain.shape}; "

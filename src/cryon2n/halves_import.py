@@ -2,20 +2,20 @@
 
 The two sides may hold different numbers of frames and stand in different units.  Then the units
 are brought together (`relative_scale`) so that both hold the same signal: training and metrics
-need nothing else.
+need nothing else.  Every pair is verified (`pair_check`) before it is taken.
 """
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cryon2n import files, fourier, log, mrcio
+from cryon2n import fourier, log, mrcio, pair_check
 from cryon2n.errors import InputError
 from cryon2n.halves import add_out_argument, normalise_equal, pixel_size_of, robust_mean, write_halves
-
-SHEET_COLUMNS = ("micrograph", "a", "b", "pixel_size_A", "frames_a", "frames_b")
+from cryon2n.pair_sheet import ALIGNMENTS, FORMS, PairRow, check_names, frame_numbers, parse_bool
 
 
 def noise_floor(image: np.ndarray) -> float:
@@ -116,80 +116,124 @@ def normalise_unequal(
     }
 
 
-def read_pair_sheet(path: str | Path) -> list[dict[str, str]]:
-    """Read a sheet of pairs: columns `SHEET_COLUMNS`; paths are relative to the sheet; ``-`` is unknown."""
-    rows = files.read_table(path, SHEET_COLUMNS)
-    names = [row["micrograph"] for row in rows]
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"{path}: micrograph {name!r} stands there twice; wanted one row each")
-    for row in rows:
-        if row["a"] == row["b"]:
-            raise InputError(f"{path}: {row['micrograph']}: a and b are the same file {row['a']}; wanted two halves")
-    return rows
+def read_halves(row: PairRow) -> tuple[np.ndarray, np.ndarray, float]:
+    """Read the two halves of a pair; files that cannot be halves raise `InputError`.
 
-
-def import_pair(
-    a_path: Path,
-    b_path: Path,
-    pixel_size: float | None,
-    n_frames: tuple[int | None, int | None],
-    same_units: bool,
-) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """Read two halves and make their record; a pair that cannot be one raises `InputError`.
-
-    Parameters
-    ----------
-    a_path, b_path : Path
-    pixel_size : float or None
-        Å; None takes the headers'.
-    n_frames : (int or None, int or None)
-        Frames in each side.
-    same_units : bool
-        Both are sums of frames in the same counts (or means of equally many frames).
+    Returns
+    -------
+    a, b : ndarray, shape (h, w), float32
+    pixel_size : float
+        Å.
     """
-    (a, size_a), (b, size_b) = mrcio.read_mrc(a_path), mrcio.read_mrc(b_path)
-    for path, image in ((a_path, a), (b_path, b)):
-        if image.ndim != 2:
-            raise InputError(f"{path}: holds {image.ndim}-dimensional data; wanted one image (a half's sum)")
+    check_names(row)
+    paths = Path(row.a), Path(row.b)
+    if paths[0].exists() and paths[1].exists() and paths[0].samefile(paths[1]):
+        raise InputError(f"{paths[0]} and {paths[1]} are the same file; wanted two halves")
+    (a, size_a), (b, size_b) = (_read_image(path, row.section) for path in paths)
     if a.shape != b.shape:
         raise InputError(
-            f"{a_path} has {a.shape[0]} x {a.shape[1]} pixels but {b_path} has {b.shape[0]} x {b.shape[1]}; "
+            f"{paths[0]} has {a.shape[0]} x {a.shape[1]} pixels but {paths[1]} has {b.shape[0]} x {b.shape[1]}; "
             "the halves of one micrograph have one shape: check the pairing in the sheet"
         )
-    if pixel_size is None and None not in (size_a, size_b) and not np.isclose(size_a, size_b, rtol=1e-4):
-        raise InputError(f"{a_path} has a pixel size of {size_a:.4f} Å but {b_path} {size_b:.4f} Å; give --pixel-size")
-    size = pixel_size_of(size_b if size_a is None else size_a, pixel_size, a_path)
-    for path, image in ((a_path, a), (b_path, b)):
+    given = row.pixel_size_A
+    if given is None and None not in (size_a, size_b) and not np.isclose(size_a, size_b, rtol=1e-4):
+        raise InputError(
+            f"{paths[0]} has a pixel size of {size_a:.4f} Å but {paths[1]} {size_b:.4f}; give --pixel-size"
+        )
+    size = pixel_size_of(size_b if size_a is None else size_a, given, paths[0])
+    for path, image in zip(paths, (a, b), strict=True):
         if image.min() == image.max():
             raise InputError(f"{path}: the image is constant; wanted half a micrograph with its noise")
     if np.array_equal(a, b):
-        raise InputError(f"{a_path} and {b_path} hold the same pixels; wanted two halves with independent noise")
-    if any(n is not None and n < 1 for n in n_frames):
-        raise InputError(f"{a_path}: found {n_frames[0]} and {n_frames[1]} frames in the halves, wanted 1 or more")
+        raise InputError(f"{paths[0]} and {paths[1]} hold the same pixels; wanted two halves with independent noise")
+    if row.form == "full-diff":
+        a, b = (a + b) / 2, (a - b) / 2
+    return a, b, size
+
+
+def _read_image(path: Path, section: int | None) -> tuple[np.ndarray, float | None]:
+    """Read one image, alone or from a stack; one that says that it was denoised is refused."""
+    with mrcio.open_mrc(path) as mrc:
+        labels = " ".join(mrc.get_labels())
+        if re.search("denoised", f"{labels} {path.name}", re.IGNORECASE):
+            raise InputError(f"{path}: its name or header says that it was denoised; wanted a half with all its noise")
+        if section is not None:
+            if mrc.data.ndim != 3 or section >= len(mrc.data):
+                found = f"{len(mrc.data)} images" if mrc.data.ndim == 3 else "one image"
+                raise InputError(f"{path}: holds {found}; wanted section {section}, counted from 0")
+            image, size = np.asarray(mrcio.frame_data(mrc.data[section]), np.float32), mrcio.header_pixel_size(mrc)
+            if not np.isfinite(image).all():
+                raise InputError(f"{path}: section {section} holds NaN or infinity; leave it out of the sheet")
+            return image, size
+    image, size = mrcio.read_mrc(path)
+    if image.ndim != 2:
+        raise InputError(f"{path}: holds {image.ndim}-dimensional data; wanted one image (a half's sum)")
+    return image, size
+
+
+def import_pair(row: PairRow, same_units: bool) -> tuple[np.ndarray, np.ndarray, dict[str, Any], list[str]]:
+    """Read two halves, verify them and make their record; a pair that cannot be one raises `InputError`.
+
+    Parameters
+    ----------
+    row : PairRow
+    same_units : bool
+        Both are sums of frames in the same counts (or means of equally many frames).
+
+    Returns
+    -------
+    a, b : ndarray, shape (h, w), float32
+    record : dict
+        The halves record without ``micrograph``, ``inputs`` and checksums.
+    warnings : list of str
+        What is odd about the pair, in sentences.
+    """
+    a, b, size = read_halves(row)
+    where = f"{row.a} and {row.b}"
+    noise = pair_check.check_noise(a, b, size, bool(row.dose_weighted), where)
+    found = pair_check.match(pair_check.signature(a, size), pair_check.signature(b, size))
+    pair_check.check_signal(found, None, where)
+    n_frames = row.n_frames
     known = None if None in n_frames else n_frames
-    match: dict[str, float] = {}
+    units: dict[str, float] = {}
     whole = [0, a.shape[0], 0, a.shape[1]]
     if same_units:
-        _check_sums(a, b, known or (1, 1), a_path)
+        _check_sums(a, b, known or (1, 1), Path(row.a))
         sides: dict[str, dict[str, Any]] = normalise_equal(a, b, whole, known or (1, 1))
     else:
-        sides, match = normalise_unequal(a, b, known)
-    for side, count in zip("ab", n_frames, strict=True):
-        sides[side] = {"frames": None, "n_frames": count, "dose_e_per_A2": None, **sides[side]}
+        sides, units = normalise_unequal(a, b, known)
+    for side, which, count in zip("ab", (row.which_a, row.which_b), n_frames, strict=True):
+        numbers = frame_numbers(which, where)
+        sides[side] = {
+            "frames": None if numbers is None else list(numbers),
+            "which": which,
+            "n_frames": count,
+            "dose_e_per_A2": None,
+            **sides[side],
+        }
     record = {
         "shape": list(a.shape),
         "pixel_size_A": size,
         "valid": whole,
         **sides,
-        "alignment": "unknown",
-        "dose_weighted": None,
+        "alignment": row.alignment,
+        "dose_weighted": row.dose_weighted,
         "trajectory_A": None,
         "bin": 1,
         "defects": None,
-        **match,
+        **units,
+        "pair": {
+            "signal_z": round(found.z, 2),
+            "shift_px": [round(x, 2) for x in found.shift],
+            "noise_correlation": round(noise.correlation, 5),
+            "noise_correlation_z": round(noise.z, 2),
+        },
     }
-    return a, b, record
+    warnings = pair_check.warnings(found, noise, size)
+    scale, check = units.get("relative_scale"), units.get("relative_scale_check")
+    if check and not 2 / 3 < scale / check < 3 / 2:
+        warnings.append(f"units matched by frame numbers {scale:.4g}, by common signal {check:.4g}")
+    return a, b, record, warnings
 
 
 def _check_sums(a: np.ndarray, b: np.ndarray, n_frames: tuple[int, int], path: Path) -> None:
@@ -205,23 +249,37 @@ def _check_sums(a: np.ndarray, b: np.ndarray, n_frames: tuple[int, int], path: P
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--a", type=Path, required=True, help="one half (MRC)")
-    parser.add_argument("--b", type=Path, required=True, help="the other half (MRC)")
+    parser.add_argument("--a", required=True, help="one half (MRC); with --form full-diff the sum of both")
+    parser.add_argument("--b", required=True, help="the other half (MRC); with --form full-diff a - b")
     add_out_argument(parser)
     parser.add_argument("--pixel-size", type=float, metavar="A", help="Å; default: the headers'")
     parser.add_argument("--frames-a", type=int, help="frames in a")
     parser.add_argument("--frames-b", type=int, help="frames in b")
+    parser.add_argument("--which-a", metavar="FIRST:STOP:STEP", help="which frames, from 0: 0:38:2, or 0::2")
+    parser.add_argument("--which-b", metavar="FIRST:STOP:STEP", help="likewise")
+    parser.add_argument("--form", choices=FORMS, default="halves", help="what the two files hold")
+    parser.add_argument("--section", type=int, help="the image in a stack, from 0")
+    parser.add_argument("--dose-weighted", type=parse_bool, metavar="true|false", help="frames were weighted by dose")
+    parser.add_argument("--alignment", choices=ALIGNMENTS, default="unknown", help="of the halves' frames")
+    parser.add_argument("--producer", help="the program that made the halves")
     parser.add_argument("--units", choices=["same", "fit"], default="same", help="'fit': the sides' units differ")
 
 
 def _run(args: argparse.Namespace) -> None:
-    a, b, record = import_pair(args.a, args.b, args.pixel_size, (args.frames_a, args.frames_b), args.units == "same")
-    write_halves(args.out, a, b, record, {"a": args.a, "b": args.b}, "import-halves")
-    scale, check = record.get("relative_scale"), record.get("relative_scale_check")
-    if check and not 2 / 3 < scale / check < 3 / 2:
-        log.say(f"warning: {args.out.name}: units matched by frame numbers {scale:.4g}, by common signal {check:.4g}")
+    row = PairRow(
+        args.out.name, args.a, args.b, args.pixel_size, args.frames_a, args.frames_b, args.which_a, args.which_b,
+        args.form, args.section, args.dose_weighted, args.alignment, args.producer,
+    )  # fmt: skip
+    a, b, record, warnings = import_pair(row, args.units == "same")
+    made_by = f"import-halves of {row.producer}" if row.producer else "import-halves"
+    write_halves(args.out, a, b, record, {"a": Path(args.a), "b": Path(args.b)}, made_by)
+    for warning in warnings:
+        log.say(f"warning: {row.micrograph}: {warning}")
     noise = [record[side]["noise_var"] for side in "ab"]
-    log.say(f"{args.out.name}: {a.shape[0]} x {a.shape[1]} px, noise variances {noise[0]:.3f} and {noise[1]:.3f}")
+    log.say(
+        f"{row.micrograph}: {a.shape[0]} x {a.shape[1]} px, noise variances {noise[0]:.3f} and {noise[1]:.3f}, "
+        f"common signal {record['pair']['signal_z']:.0f} standard deviations"
+    )
 
 
 COMMANDS = {"import-halves": (_add_arguments, _run)}

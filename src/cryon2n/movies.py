@@ -1,15 +1,18 @@
 """Reading raw movies: frames corrected by dark and gain, defects found and repaired."""
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
+import torch
 
-from cryon2n import mrcio
+from cryon2n import references
 from cryon2n.errors import InputError
+from cryon2n.frame_range import FrameRange
+from cryon2n.frames import Frames, open_frames
 
 
 @dataclass(frozen=True)
@@ -19,34 +22,23 @@ class Movie:
     Attributes
     ----------
     path : Path
-    frames : ndarray, shape (n_frames, h, w)
-        Raw counts, memory-mapped.
+    frames : Frames
+        Raw counts: ``frames[i]`` has shape (h, w).
     gain : ndarray, shape (h, w), or None
         Multiplies a dark-subtracted frame.
     dark : ndarray, shape (h, w), or None
     pixel_size : float or None
         Å, from the header; None where the header holds none.
+    defects : ndarray of bool, shape (h, w), or None
+        Defects known beforehand.
     """
 
     path: Path
-    frames: np.ndarray
+    frames: Frames
     gain: np.ndarray | None
     dark: np.ndarray | None
     pixel_size: float | None
-
-    def corrected(self, index: int) -> np.ndarray:
-        """Return frame `index`, dark-subtracted and gain-multiplied, shape (h, w), float32."""
-        frame = self.frames[index].astype(np.float32)
-        if not np.isfinite(frame).all():
-            raise InputError(
-                f"{self.path}: frame {index} holds NaN or infinite values; wanted finite counts: "
-                "write the movie again or leave it out of the sheet"
-            )
-        if self.dark is not None:
-            frame -= self.dark
-        if self.gain is not None:
-            frame *= self.gain
-        return frame
+    defects: np.ndarray | None = None
 
 
 # The eight orientations in which a program may have written a reference.
@@ -71,18 +63,38 @@ def turned_back(reference: np.ndarray, transform: str) -> np.ndarray:
 
 @contextlib.contextmanager
 def open_movie(
-    path: str | Path, gain: str | Path | None = None, dark: str | Path | None = None, transform: str = "none"
+    path: str | Path,
+    gain: str | Path | None = None,
+    dark: str | Path | None = None,
+    transform: str = "none",
+    *,
+    operation: str = "multiply",
+    defects: str | Path | None = None,
+    defects_transform: str = "none",
+    fraction: int | None = None,
+    frames: FrameRange | None = None,
 ) -> Iterator[Movie]:
     """Open a movie with its references and check that they belong together.
 
     Parameters
     ----------
     path : path
-        MRC or MRCS, ``(n_frames, h, w)``; 8-bit data are taken as unsigned counts.
+        A movie of any format that `frames.open_frames` reads.
     gain, dark : path, optional
-        References ``(h, w)`` of the same detector.
+        References ``(h, w)`` of the same detector (`references.read_reference`).
     transform : str
         How the references are turned to the movie's orientation: one of `TRANSFORMS`.
+    operation : str
+        What the gain does to a frame: ``multiply`` or ``divide`` (`references.OPERATIONS`).
+    defects : path, optional
+        List or image of defects (`references.read_defects`).
+    defects_transform : str
+        How the defects are turned to the movie's orientation.  MotionCor2's y counts from the last row of a TIFF:
+        ``flip_y``.
+    fraction : int, optional
+        Raw frames of an EER movie in each frame.
+    frames : FrameRange, optional
+        The frames to use (of an EER: after they were summed), numbered anew from 0.  Default: all.
 
     Raises
     ------
@@ -90,34 +102,33 @@ def open_movie(
         Truncated file, a single image instead of frames, or a reference of another shape.
     """
     path = Path(path)
-    with mrcio.open_mrc(path) as mrc:
-        frames = mrcio.frame_data(mrc.data)
-        if frames.ndim != 3 or frames.shape[0] < 2:
+    with open_frames(path, fraction) as opened:
+        if len(opened) < 2:
             raise InputError(
-                f"{path}: holds {'one image' if frames.ndim == 2 else f'{frames.shape[0]} frame(s)'}; "
+                f"{path}: holds {len(opened)} frame(s); "
                 "Noise2Noise needs a movie of at least 2 frames (an average cannot be split)"
             )
-        references = {}
-        for name, reference in {"gain": gain, "dark": dark}.items():
-            references[name] = (
-                None if reference is None else _read_reference(reference, name, transform, frames.shape[1:], path)
-            )
-        yield Movie(path, frames, references["gain"], references["dark"], mrcio.header_pixel_size(mrc))
+        shape = opened.shape[1:]
+        pair = {
+            name: None if file is None else _fitting_reference(file, name, transform, shape, path)
+            for name, file in {"gain": gain, "dark": dark}.items()
+        }
+        if pair["gain"] is not None:
+            pair["gain"] = references.as_multiplier(pair["gain"], operation)
+        known = None
+        if defects is not None:
+            stored = turned_back(np.broadcast_to(False, shape), defects_transform).shape
+            known = np.ascontiguousarray(TRANSFORMS[defects_transform](references.read_defects(defects, stored)))
+        yield Movie(
+            path, opened if frames is None else opened.part(frames), **pair, pixel_size=opened.pixel_size, defects=known
+        )
 
 
-def _read_reference(path: str | Path, name: str, transform: str, shape: tuple[int, ...], movie: Path) -> np.ndarray:
-    data = read_reference(path, name)
+def _fitting_reference(path: str | Path, name: str, transform: str, shape: tuple[int, ...], movie: Path) -> np.ndarray:
+    data = references.read_reference(path, name)
     if transform not in fitting_transforms(data.shape, shape):
         raise wrong_shape(path, name, data.shape, transform, shape, movie)
     return np.ascontiguousarray(TRANSFORMS[transform](data))
-
-
-def read_reference(path: str | Path, name: str) -> np.ndarray:
-    """Read a gain or dark reference as it is stored, shape (h, w), float32; `name` is for the message."""
-    data, _ = mrcio.read_mrc(path)
-    if data.ndim != 2:
-        raise InputError(f"{path}: the {name} reference has shape {data.shape}; wanted one image (h, w)")
-    return data
 
 
 def fitting_transforms(reference: tuple[int, ...], frame: tuple[int, ...]) -> list[str]:
@@ -144,40 +155,134 @@ def wrong_shape(
     )
 
 
-def find_defects(movie: Movie, n_sigma: float = 7.0) -> np.ndarray:
+class RawFrames:
+    """The frames of a movie on the device where the work is done, read or decoded once.
+
+    An uncompressed movie stays in its file where the work is done on the CPU (it is mapped into memory).
+    Everything else is kept as it was decoded, which is one movie's frames at most.
+
+    Parameters
+    ----------
+    movie : Movie
+    where : torch.device
+    """
+
+    def __init__(self, movie: Movie, where: torch.device):
+        self.movie, self.where, self.n = movie, where, len(movie.frames)
+        self.kept: list[torch.Tensor | None] = [None] * self.n
+        self.gain, self.dark, self.known = (
+            None if x is None else torch.as_tensor(x).to(where) for x in (movie.gain, movie.dark, movie.defects)
+        )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(n_frames, h, w)."""
+        return self.movie.frames.shape
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Return frame `index` as recorded, shape (h, w), as an array; not to be changed."""
+        frame = self.kept[index]
+        if frame is None:
+            array = self.movie.frames[index]
+            if not array.flags.writeable and self.where.type == "cpu":
+                return array  # a view of the file
+            self._keep(index, array)
+            return array
+        return frame.cpu().numpy()
+
+    def raw(self, index: int) -> torch.Tensor:
+        """Return frame `index` as recorded, shape (h, w); not to be changed."""
+        if self.kept[index] is None:
+            array = self.movie.frames[index]
+            if not array.flags.writeable and self.where.type == "cpu":
+                return _as_tensor(array)
+            self._keep(index, array)
+        return self.kept[index]
+
+    def _keep(self, index: int, array: np.ndarray) -> None:
+        self.kept[index] = _as_tensor(array).to(self.where)
+
+    def corrected(self, index: int) -> torch.Tensor:
+        """Return frame `index`, dark-subtracted and gain-multiplied, shape (h, w), float32, to be changed at will."""
+        raw = self.raw(index)
+        frame = raw.to(torch.float32, copy=True)
+        if raw.is_floating_point() and not torch.isfinite(frame).all():
+            raise InputError(
+                f"{self.movie.path}: frame {index} holds NaN or infinite values; wanted finite counts: "
+                "write the movie again or leave it out of the sheet"
+            )
+        if self.dark is not None:
+            frame -= self.dark
+        if self.gain is not None:
+            frame *= self.gain
+        return frame
+
+
+def _as_tensor(array: np.ndarray) -> torch.Tensor:
+    """Return an array's memory as a tensor, of a type that torch can calculate with."""
+    if array.dtype == np.uint16:
+        array = array.astype(np.int32)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a view of the file is read-only, and nobody writes to it
+        return torch.from_numpy(array)
+
+
+def find_defects(frames: RawFrames, n_sigma: float = 7.0) -> torch.Tensor:
     """Find pixels that cannot be trusted: hot, dead, or without gain.
 
     A pixel is a defect where the sum over all frames stands more than `n_sigma` robust standard
-    deviations (1.4826 MAD) from the local mean, its gain is not positive, or it never changes.  One
-    molecule's contrast is far below that; a hot pixel would pull the alignment to zero shift and
-    would be the same in both halves.
+    deviations (1.4826 MAD) from the local mean, its gain is not positive, it never changes, or the
+    movie's defects are known to include it.  One molecule's contrast is far below that; a hot pixel would
+    pull the alignment to zero shift and would be the same in both halves.
 
     Returns
     -------
-    defects : ndarray of bool, shape (h, w)
+    defects : tensor of bool, shape (h, w)
     """
-    n_frames, first = movie.frames.shape[0], movie.frames[0]
-    total = np.zeros(first.shape, np.float32)
-    steady = np.ones(first.shape, bool)
-    for index in range(n_frames):
-        total += movie.corrected(index)
-        steady &= movie.frames[index] == first
+    first = frames.raw(0)
+    total = torch.zeros(first.shape, device=first.device)
+    steady = torch.ones(first.shape, dtype=torch.bool, device=first.device)
+    for index in range(frames.n):
+        total += frames.corrected(index)
+        steady &= frames.raw(index) == first
     # Below 7² electrons a dead pixel is within 7 sigma of the mean.  By chance a good pixel of 20 or
     # more electrons stays empty in one of 5e8 cases; that equal counts recur 16 times is as rare.
-    if n_frames < 16:
+    if frames.n < 16:
         steady &= first == 0
-    defects = np.zeros(total.shape, bool)
-    if movie.gain is not None:
-        defects |= movie.gain <= 0
+    defects = torch.zeros_like(steady)
+    if frames.gain is not None:
+        defects |= frames.gain <= 0
+    if frames.known is not None:
+        defects |= frames.known
     # Twice, so that very hot pixels do not lift the local mean that judges their neighbours.
     for _ in range(2):
-        flat = np.where(defects, np.median(total), total)
-        local = ndimage.uniform_filter(flat, 65, mode="nearest")
+        local = _local_mean(torch.where(defects, median(total), total))
         deviation = total - local
         good = deviation[~defects]
-        sigma = 1.4826 * np.median(np.abs(good - np.median(good)))
-        defects |= (np.abs(deviation) > n_sigma * max(float(sigma), 1e-6)) | (steady & (local > 20))
+        sigma = 1.4826 * float(median((good - median(good)).abs()))
+        defects |= (deviation.abs() > n_sigma * max(sigma, 1e-6)) | (steady & (local > 20))
     return defects
+
+
+def _local_mean(x: torch.Tensor, size: int = 32) -> torch.Tensor:
+    """Return the means of blocks of `size` pixels, interpolated linearly between the blocks' middles."""
+    coarse = torch.nn.functional.avg_pool2d(x[None, None], size, ceil_mode=True, count_include_pad=False)
+    h, w = x.shape
+    if h % size or w % size:  # the interpolation takes all blocks for whole ones
+        whole = [-(-n // size) * size for n in x.shape]
+        return torch.nn.functional.interpolate(coarse, size=whole, mode="bilinear")[0, 0, :h, :w]
+    return torch.nn.functional.interpolate(coarse, size=(h, w), mode="bilinear")[0, 0]
+
+
+def median(x: torch.Tensor, most: int = 4_000_000) -> torch.Tensor:
+    """Return the median of at most about `most` of the values, evenly chosen."""
+    flat = x.flatten()
+    return flat[:: max(1, flat.numel() // most)].median()
 
 
 class Repair:
@@ -187,27 +292,35 @@ class Repair:
 
     Parameters
     ----------
-    defects : ndarray of bool, shape (h, w)
+    defects : tensor of bool, shape (h, w)
     """
 
-    def __init__(self, defects: np.ndarray):
-        self.defects = defects
-        self.where = np.argwhere(defects)
-        h, w = defects.shape
-        self.neighbours = []
-        for y, x in self.where:
+    def __init__(self, defects: torch.Tensor):
+        bad = defects.cpu().numpy()
+        w = bad.shape[1]
+        self.where = torch.as_tensor(np.flatnonzero(bad))
+        owners, neighbours, counts = [], [], np.ones(len(self.where), np.float32)
+        for number, (y, x) in enumerate(np.argwhere(bad)):
             for radius in (1, 2, 4, 8, 16, 32):  # grows until a good pixel is found (dead columns, blocks)
-                box = (
-                    slice(max(y - radius, 0), min(y + radius + 1, h)),
-                    slice(max(x - radius, 0), min(x + radius + 1, w)),
-                )
-                good = ~defects[box]
-                if np.count_nonzero(good) >= 3:
+                y0, x0 = max(y - radius, 0), max(x - radius, 0)
+                good = np.argwhere(~bad[y0 : y + radius + 1, x0 : x + radius + 1])
+                if len(good) >= 3:
                     break
-            self.neighbours.append((box, good))
+            flat = (good[:, 0] + y0) * w + good[:, 1] + x0
+            owners.append(np.full(len(flat), number))
+            neighbours.append(flat)
+            counts[number] = max(len(flat), 1)
+        where = defects.device
+        self.where = self.where.to(where)
+        self.owners, self.neighbours = (
+            torch.as_tensor(np.concatenate([np.zeros(0, np.int64), *x]).astype(np.int64), device=where)
+            for x in (owners, neighbours)
+        )
+        self.counts = torch.as_tensor(counts, device=where)
 
-    def __call__(self, frame: np.ndarray) -> np.ndarray:
+    def __call__(self, frame: torch.Tensor) -> torch.Tensor:
         """Repair `frame`, shape (h, w), in place and return it."""
-        values = [frame[box][good].mean() if good.any() else 0.0 for box, good in self.neighbours]
-        frame[tuple(self.where.T)] = values
+        flat = frame.view(-1)
+        sums = torch.zeros_like(self.counts).index_add_(0, self.owners, flat[self.neighbours])
+        flat[self.where] = sums / self.counts
         return frame

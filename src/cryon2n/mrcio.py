@@ -35,12 +35,16 @@ def read_mrc(path: str | Path) -> tuple[np.ndarray, float | None]:
         pixel_size = header_pixel_size(mrc)
     if data.ndim == 3 and data.shape[0] == 1:
         data = data[0]
-    if not np.isfinite(data).all():
-        bad = int(data.size - np.count_nonzero(np.isfinite(data)))
+    check_finite(path, data)
+    return data, pixel_size
+
+
+def check_finite(path: str | Path, data: np.ndarray) -> None:
+    """Raise `InputError` if an image holds NaN or infinity."""
+    if bad := int(data.size - np.count_nonzero(np.isfinite(data))):
         raise InputError(
             f"{path}: {bad} pixels are NaN or infinite; wanted finite values: repair or leave out the file"
         )
-    return data, pixel_size
 
 
 @contextlib.contextmanager

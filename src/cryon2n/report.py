@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from cryon2n import __version__, audit, codeversion, figures, files, filters, log, mrcio
+from cryon2n import __version__, audit_rules, codeversion, excluded, figures, files, filters, log, mrcio
 from cryon2n.compare import load_truth
 from cryon2n.errors import InputError
 from cryon2n.pair import INPUTS, MEAN_ENDING, Pair, load_pair
@@ -38,13 +38,7 @@ from cryon2n.report_tables import (
     verdicts,
 )
 
-FLAGS = {
-    "fixed-pattern": "its half a correlates with another micrograph's half b: a detector pattern (gain, hot pixels)",
-    "correlated-noise": "its halves correlate at the highest frequencies, where there is no signal",
-    "halves-shifted": "its halves are shifted against each other",
-    "no-common-signal": "its halves have no signal in common: they may not be of one micrograph",
-    "unequal-noise": "its halves' noise differs more than their numbers of frames explain",
-}
+FLAGS = audit_rules.FLAGS
 MARGIN = 0.2  # of the truth's grey range, added at each end
 CROP = 512  # px: side of the report's pictures
 GALLERY_MICROGRAPHS, GALLERY_SIDE = 6, 1024  # at most
@@ -166,22 +160,28 @@ def gallery(subjects: Sequence[Subject], denoised: Path, names: Mapping[str, str
 
 
 def audit_words(results: Path) -> dict[str, Any] | None:
-    """Return the audit's figure and what it flagged, in words; None where there was no audit."""
-    table, figure = results / "halves/audit.tsv", results / "halves/audit.png"
+    """Return the audit's figure and what it found, in words; None where there was no audit."""
+    table, figure, list_of_excluded = (results / "halves" / x for x in ("audit.tsv", "audit.png", "excluded.tsv"))
     if not table.exists():
         return None
     rows = files.read_table(table, ("micrograph", "frc_beyond_z", "flags"))
+    own = [row for row in rows if row["micrograph"] != audit_rules.POOLED]
     flagged = []
     for row in rows:
         if row["flags"] != "ok":
-            words = "; ".join(FLAGS.get(flag, flag) for flag in row["flags"].split(","))
-            flagged.append({"name": row["micrograph"], "words": words})
+            # The note holds values and limits.
+            words = row.get("note") or "; ".join(FLAGS.get(flag, flag) for flag in row["flags"].split(","))
+            name = "All micrographs together" if row["micrograph"] == audit_rules.POOLED else row["micrograph"]
+            flagged.append({"name": name, "words": words})
+    left_out = excluded.read_excluded(list_of_excluded) if list_of_excluded.exists() else {}
     return {
         "uri": figures.file_uri(figure) if figure.exists() else None,
-        "n": len(rows),
+        "n": len(own),
         "flagged": flagged,
-        "worst": f"{max(abs(float(r['frc_beyond_z'])) for r in rows):.1f}" if rows else "–",
-        "limits": (audit.BEYOND_Z, audit.CROSS_Z, audit.SHIFT_PX),
+        "n_flagged": sum(row["flags"] != "ok" for row in own),
+        "excluded": [{"name": name, "words": reason} for name, reason in left_out.items()],
+        "worst": f"{max(abs(float(r['frc_beyond_z'])) for r in own):.1f}" if own else "–",
+        "limits": (audit_rules.SIGNIFICANT, audit_rules.PATTERN_Z),
     }
 
 
@@ -394,7 +394,9 @@ def _run(args: argparse.Namespace) -> None:
     if not isinstance(config, dict):
         raise InputError(f"--config-json: wanted a mapping, found {type(config).__name__}")
     link = Path(os.path.relpath(args.gallery.resolve(), args.report.resolve().parent)).as_posix()
-    report, page = build(config, args.results, args.test, args.truth, link)
+    left_out = args.results / "halves/excluded.tsv"
+    records = excluded.kept(args.test, left_out if left_out.exists() else None, "test")
+    report, page = build(config, args.results, records, args.truth, link)
     files.write_text(args.gallery, page)
     files.write_text(args.report, report)
     for path, text in ((args.report, report), (args.gallery, page)):

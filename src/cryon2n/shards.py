@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cryon2n import __version__, files, log, pair
+from cryon2n import __version__, excluded, files, log, pair
 from cryon2n.errors import InputError
 from cryon2n.settings import add_settings_arguments, settings_from_arguments
 
@@ -177,14 +177,16 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--val", nargs="*", default=[], help="names of the validation micrographs")
     parser.add_argument("--test", nargs="*", default=[], help="names of the test micrographs")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets the arrays and manifest.json")
+    excluded.add_excluded_argument(parser)
     add_settings_arguments(parser)
 
 
 def _run(args: argparse.Namespace) -> None:
     settings = settings_from_arguments(ShardSettings, args)
-    manifest = write_shards(args.train, {"val": args.val, "test": args.test}, args.out, settings)
+    train = excluded.kept(args.train, args.excluded, "training")
+    manifest = write_shards(train, {"val": args.val, "test": args.test}, args.out, settings)
     n, p, _ = manifest["shape"]
-    log.say(f"{n} patches of {p} x {p} from {len(args.train)} micrographs, {2 * n * p * p * 2 / 1e9:.2f} GB")
+    log.say(f"{n} patches of {p} x {p} from {len(train)} micrographs, {2 * n * p * p * 2 / 1e9:.2f} GB")
 
 
 COMMANDS = {"write-shards": (_add_arguments, _run)}

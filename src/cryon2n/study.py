@@ -6,6 +6,7 @@ from the network.
 
 import dataclasses
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from cryon2n.errors import InputError
 from cryon2n.frame_range import FrameRange, parse_frame_range
 from cryon2n.methods import BUILT_IN
 from cryon2n.movie_header import MOVIE_ENDINGS, Geometry, movie_ending
+from cryon2n.pair_sheet import import_arguments, read_pair_sheet
 
 SPLITS = ("train", "val", "test")
 MRC_ENDINGS = (".mrc", ".mrcs")
+REFERENCE_ENDING = re.compile(r"\.(mrcs?(\.gz|\.bz2)?|tiff?|gain|dm3|dm4)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Study:
         fetch-movie) and ``bytes``; or ``path``; or ``a``, ``b`` and ``about`` (arguments of
         import-halves).  Movies have an ``ending``, that of their file.
     references : dict
-        ``gain`` and ``dark``: URLs or a path, where the source has one.
+        ``gain`` and ``dark``, where the source has one: ``urls`` or ``path``, and ``ending``.
     geometry : Geometry or None
         Of the raw movies as they will lie on the disk, where a sheet of an archive's movies tells.
     share : float
@@ -67,7 +70,9 @@ def read_study(config: dict[str, Any]) -> Study:
         sources, references, archive = _empiar_sources(source)
     elif kind == "movies":
         sources = _movie_sources(source)
-        references = {k: source[k] for k in ("gain", "dark") if source[k]}
+        references = {
+            k: {"path": source[k], "ending": reference_ending(source[k])} for k in ("gain", "dark") if source[k]
+        }
     else:
         sources = _pair_sources(source)
     if n is not None and n > len(sources):
@@ -134,7 +139,11 @@ def _empiar_sources(source: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], 
             "ending": stored_ending(ending),
             "bytes": _stored_bytes(row, keep),
         }
-    references = {k: urls(movie_sheet.MovieRow(k, source[k])) for k in ("gain", "dark") if source[k]}
+    references = {
+        k: {"urls": urls(movie_sheet.MovieRow(k, source[k])), "ending": reference_ending(source[k])}
+        for k in ("gain", "dark")
+        if source[k]
+    }
     geometry, share = rows[0].geometry, 1.0
     if keep and geometry.frames:
         share = keep.n / geometry.frames
@@ -148,6 +157,14 @@ def _stored_bytes(row: movie_sheet.MovieRow, keep: FrameRange | None) -> int | N
     if keep is None or row.size is None or not row.geometry.frames:
         return row.size if keep is None else None
     return row.size * keep.n // row.geometry.frames
+
+
+def reference_ending(path: str) -> str:
+    """Return the ending of a reference's file: its format, which it keeps under ``data/``."""
+    match = REFERENCE_ENDING.search(path)
+    if not match:
+        raise InputError(f"config: source: gain or dark: {path} is no reference; wanted MRC, TIFF, .gain, DM3 or DM4")
+    return match[0]
 
 
 def stored_ending(ending: str) -> str:
@@ -175,28 +192,16 @@ def _movie_sources(source: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _pair_sources(source: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    from cryon2n.halves_import import read_pair_sheet
-
     sheet = Path(_sheet(source))
     root = Path(source["folder"]) if source["folder"] else sheet.parent
-    out = {}
-    for row in read_pair_sheet(sheet):
-        about = [
-            f"{flag} {row[column]}"
-            for flag, column in (
-                ("--pixel-size", "pixel_size_A"),
-                ("--frames-a", "frames_a"),
-                ("--frames-b", "frames_b"),
-            )
-            if row[column] != "-"
-        ]
-        about.append(f"--units {source['units']}")
-        out[row["micrograph"]] = {
-            "a": str(root / row["a"]),
-            "b": str(root / row["b"]),
-            "about": " ".join(about),
+    return {
+        row.micrograph: {
+            "a": str(root / row.a),
+            "b": str(root / row.b),
+            "about": f"{import_arguments(row)} --units {source['units']}".strip(),
         }
-    return out
+        for row in read_pair_sheet(sheet)
+    }
 
 
 def split_names(names: tuple[str, ...], wanted: dict[str, Any]) -> dict[str, list[str]]:

@@ -23,6 +23,7 @@ import tifffile
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0\x08\0\0\0", b"MM\0+\0\x08\0\0")
 TIFF_HEADER = 16  # bytes; of a BigTIFF, the longer one
 EER_COMPRESSIONS = (65000, 65001, 65002)
+EER_METADATA = 65001  # the tag that holds an EER movie's acquisition metadata
 FIRST_DATA = 8  # bytes; nothing in a TIFF file lies nearer to its beginning
 # The longest list in a directory has 8 bytes for each row of a frame.
 LIST_LIMIT = 4 << 20  # bytes
@@ -72,9 +73,30 @@ def read_frames(path: str, events: bool) -> tuple[int, int, int, str]:
         Of any kind; see the module.
     """
     frames, first = 0, None
+    for page in frame_pages(path, events):
+        frames, first = frames + 1, first or _frame(page)
+    return frames, *first
+
+
+def frame_pages(path: str, events: bool, metadata: list[bytes] | None = None) -> Iterator[tifffile.TiffPage]:
+    """Give each page of a TIFF file that is a frame, checked as `read_frames` says.
+
+    What a page holds must be taken before the next one is asked for: the file is closed after the last.
+
+    Parameters
+    ----------
+    path : str
+    events : bool
+        The file is an EER: pages that hold no electron events (the camera's own sum) are left out.
+    metadata : list of bytes, optional
+        The acquisition metadata (XML) of an EER's pages are appended to it.
+    """
+    first = None
     with _Bounded(io.FileIO(path)) as file, _opened(file) as tiff:
         size = file.seek(0, io.SEEK_END)
         for number, page in enumerate(_pages(tiff), start=1):
+            if metadata is not None and isinstance(text := page.tags.valueof(EER_METADATA), bytes):
+                metadata.append(text)
             if events and page.compression not in EER_COMPRESSIONS:
                 continue
             found = _frame(page)
@@ -83,10 +105,9 @@ def read_frames(path: str, events: bool) -> tuple[int, int, int, str]:
                 raise ValueError(f"page {number} is {_text(found)}, the first {_text(first)}; frames must be alike")
             if fault := _segment_fault(page, size):
                 raise ValueError(f"page {number} {fault}")
-            frames += 1
+            yield page
     if first is None:
         raise ValueError("it holds no frame of electron events" if events else "it holds no page")
-    return frames, *first
 
 
 def _pages(tiff: tifffile.TiffFile) -> Iterator[tifffile.TiffPage]:

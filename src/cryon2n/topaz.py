@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from cryon2n import files, log, mrcio
+from cryon2n import excluded, files, log, mrcio
 from cryon2n.errors import InputError
 from cryon2n.methods import TOPAZ
 from cryon2n.pair import INPUTS, load_pair, read_record, write_estimates
@@ -350,7 +350,8 @@ def run_denoise(args: argparse.Namespace) -> None:
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``train-topaz``."""
     _add_common_arguments(parser)
-    parser.add_argument("--halves", required=True, nargs="+", metavar="JSON", help="the training records")
+    parser.add_argument("--halves", type=Path, required=True, nargs="+", metavar="JSON", help="the training records")
+    excluded.add_excluded_argument(parser)
     parser.add_argument("--model", required=True, metavar="FILE", help="the model to write (.sav)")
     parser.add_argument("--record", required=True, metavar="JSON", help="the record to write")
     add_settings_arguments(parser)
@@ -359,7 +360,8 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 def run_train(args: argparse.Namespace) -> None:
     """Train Topaz on the training micrographs' halves."""
     settings = settings_from_arguments(TopazTrainSettings, args)
-    record = train(args.env, args.halves, settings, args.model, args.device, args.threads)
+    records = excluded.kept(args.halves, args.excluded, "training")
+    record = train(args.env, records, settings, args.model, args.device, args.threads)
     files.write_json(args.record, record)
     log.say(f"{args.model}: {record['seconds']:.1f} s wall, {record['cpu_seconds']:.1f} s CPU")
 

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from cryon2n import __version__, codeversion, device, files, loaders, log, pair, shards
+from cryon2n import __version__, codeversion, device, excluded, files, loaders, log, pair, shards
 from cryon2n.denoise import denoise_image
 from cryon2n.errors import InputError
 from cryon2n.settings import add_settings_arguments, build, settings_from_arguments
@@ -348,6 +348,7 @@ def train(
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--manifest", type=Path, required=True, help="manifest.json of the shards")
     parser.add_argument("--val", type=Path, nargs="*", default=[], help="records of the validation halves")
+    excluded.add_excluded_argument(parser)
     parser.add_argument("--weights", type=Path, required=True, help="output: weights (safetensors)")
     parser.add_argument("--metrics", type=Path, required=True, help="output: metrics and settings (JSON)")
     parser.add_argument("--history", type=Path, required=True, help="output: losses by step (CSV)")
@@ -360,7 +361,8 @@ def _run(args: argparse.Namespace) -> None:
     where = device.choose(args.device, args.threads)
     checkpoint = args.weights.parent / "checkpoints" / "last.ckpt"
     manifest = shards.read_manifest(args.manifest)
-    net, metrics, rows = train(args.manifest, args.val, settings, where, checkpoint)
+    val = excluded.kept(args.val, args.excluded, "validation")
+    net, metrics, rows = train(args.manifest, val, settings, where, checkpoint)
     lines = [",".join(LOG_COLUMNS)] + [",".join(_cell(row[c]) for c in LOG_COLUMNS) for row in rows]
     files.write_text(args.history, "\n".join(lines) + "\n")
     files.write_json(args.metrics, metrics)

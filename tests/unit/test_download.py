@@ -144,7 +144,8 @@ def test_stalled_connection_does_not_hold_the_others(site, tmp_path, out):
     site.faults = [("", 0), ("stall", 100)]
     fetch(site.base + URL_PATH, out, settings=settings(connections=2, read_timeout=1.0))
     assert out.read_bytes() == movie
-    assert site.asked[-1].start == BLOCK + 100  # the rest of the stalled block came last
+    # Meanwhile the other connection went on with other blocks.
+    assert [a.start for a in site.asked].index(BLOCK + 100) > 5
 
 
 def test_connection_that_trickles_is_given_up(site, movie, out):

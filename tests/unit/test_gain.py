@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from cryon2n import gain, halves, movies, mrcio, phantom
+from cryon2n import gain, movies, mrcio, phantom
+from cryon2n import split as splitting
 from cryon2n.errors import InputError
 from making import command, field, write_movie
 
@@ -200,7 +201,9 @@ def test_an_inverse_is_named(name, best):
     found = check(counts(g), movies.turned_back(1 / g, name))
     assert (found.verdict, found.best) == ("inverse", best)
     assert found.slopes[best].value == pytest.approx(-1, abs=0.1)
-    assert "write 1/reference" in found.sentence and (f"reference_transform: {name};" in found.sentence) is False
+    assert (
+        "reference_operation: divide" in found.sentence and (f"reference_transform: {name};" in found.sentence) is False
+    )
     assert ("and set halves: reference_transform: flip_y" in found.sentence) == (name == "flip_y")
 
 
@@ -332,7 +335,7 @@ def test_a_good_gain_goes_into_the_record(entry, tmp_path, kind, transform, verd
      ("_other", "not in the counts")],
 )  # fmt: skip
 def test_a_wrong_gain_stops_the_split_with_a_sentence(entry, tmp_path, capsys, monkeypatch, kind, text):
-    monkeypatch.setattr(halves.motion, "align_frames", lambda *_: pytest.fail("the alignment was reached"))
+    monkeypatch.setattr(splitting.motion, "estimate", lambda *_: pytest.fail("the alignment was reached"))
     assert split(entry, tmp_path / "m", kind) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "m.mrc" in line and text in line and "±" in line and "gain_check: warn" in line
@@ -349,7 +352,7 @@ def test_the_check_can_warn_or_be_off(entry, tmp_path, capsys):
         assert "slope" not in capsys.readouterr().err
         assert json.loads((tmp_path / "off.json").read_text())["gain_check"] is None
     with pytest.raises(InputError, match="gain_check: found 'maybe', wanted error, warn or off"):
-        halves.HalvesSettings(gain_check="maybe")
+        splitting.SplitSettings(gain_check="maybe")
 
 
 def test_a_gain_turned_by_90_degrees_names_the_transforms_that_fit(entry, tmp_path, capsys):

@@ -5,10 +5,11 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 
 from cryon2n import movies, mrcio
 from cryon2n.errors import InputError
-from making import white, write_movie
+from making import corrected, defects_of, white, write_movie
 
 SHAPE = (96, 112)
 
@@ -32,27 +33,27 @@ def test_a_frame_is_dark_subtracted_and_then_multiplied_by_the_gain(tmp_path):
     data = counts()
     gain, dark = 1 + 0.1 * white(1, SHAPE), 0.5 + 0.1 * white(2, SHAPE)
     with opened(tmp_path, data, gain, dark) as movie:
-        np.testing.assert_allclose(movie.corrected(3), (data[3] - dark) * gain, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(corrected(movie, 3), (data[3] - dark) * gain, rtol=1e-5, atol=1e-6)
         assert movie.pixel_size == pytest.approx(1.5)
 
 
 def test_counts_above_127_are_not_negative(tmp_path):
     data = np.full((2, *SHAPE), 250, np.uint8)
     with opened(tmp_path, data) as movie:
-        assert movie.corrected(0).min() == 250
+        assert corrected(movie, 0).min() == 250
 
 
 def test_clean_frames_hold_no_defects_beyond_chance(tmp_path):
     # 7 sigma of a sum of 80 counts: a Poisson tail of about 1e-10 per pixel.
     with opened(tmp_path, counts()) as movie:
-        assert movies.find_defects(movie).sum() == 0
+        assert defects_of(movie).sum() == 0
 
 
 @pytest.mark.parametrize("n", [8, 20])
 def test_few_counts_are_not_taken_for_dead_pixels(tmp_path, n):
     # 8 electrons in all: exp(-8) of the pixels, about 4 of 10752, are empty by chance.
     with opened(tmp_path, counts(mean=8 / n, n=n)) as movie:
-        assert movies.find_defects(movie).mean() < 1e-3
+        assert defects_of(movie).mean() < 1e-3
 
 
 @pytest.mark.parametrize("mean", [1.2, 4.0])  # 24 electrons in all, 4.9 sigma above a dead pixel; and 80
@@ -66,14 +67,14 @@ def test_each_kind_of_planted_defect_is_found_and_nothing_else(tmp_path, mean):
     planted[10, 20] = planted[40, 50] = planted[80, 90] = True
     planted[:, 70] = True
     with opened(tmp_path, data, gain) as movie:
-        np.testing.assert_array_equal(movies.find_defects(movie), planted)
+        np.testing.assert_array_equal(defects_of(movie), planted)
 
 
 def test_a_very_hot_pixel_does_not_mark_its_neighbours(tmp_path):
     data = counts()
     data[:, 30, 30] = 255
     with opened(tmp_path, data) as movie:
-        assert np.argwhere(movies.find_defects(movie)).tolist() == [[30, 30]]
+        assert np.argwhere(defects_of(movie)).tolist() == [[30, 30]]
 
 
 def test_repair_uses_only_good_neighbours_of_the_same_frame():
@@ -81,7 +82,7 @@ def test_repair_uses_only_good_neighbours_of_the_same_frame():
     defects[4, 4] = defects[4, 5] = True
     frame = np.arange(81, dtype=np.float32).reshape(9, 9)
     frame[defects] = 1e6
-    repaired = movies.Repair(defects)(frame.copy())
+    repaired = movies.Repair(torch.from_numpy(defects))(torch.from_numpy(frame.copy())).numpy()
     np.testing.assert_array_equal(repaired[~defects], frame[~defects])
     around = [frame[y, x] for y in (3, 4, 5) for x in (3, 4, 5) if not defects[y, x]]
     assert repaired[4, 4] == pytest.approx(np.mean(around))
@@ -92,7 +93,7 @@ def test_repair_reaches_over_a_dead_block():
     defects[:, 10:17] = True
     frame = np.full((40, 40), 3.0, np.float32)
     frame[defects] = np.nan
-    assert (movies.Repair(defects)(frame) == 3).all()
+    assert (movies.Repair(torch.from_numpy(defects))(torch.from_numpy(frame)).numpy() == 3).all()
 
 
 @pytest.mark.parametrize("name", sorted(movies.TRANSFORMS))
@@ -135,7 +136,7 @@ def test_a_single_image_is_refused(tmp_path, data):
 def test_a_frame_with_nan_is_named(tmp_path):
     break_nan(tmp_path)
     with movies.open_movie(tmp_path / "m.mrc") as movie, pytest.raises(InputError, match=r"m\.mrc: frame 7 holds NaN"):
-        movies.find_defects(movie)
+        defects_of(movie)
 
 
 @pytest.mark.parametrize(("shape", "text"), [((50, 50), "this detector"), (SHAPE[::-1], "turned by 90 degrees")])

@@ -46,6 +46,7 @@ def test_halves_and_training_run_as_slurm_jobs(slurm, tmp_path):
         "split_halves": 1000,
         "write_shards": 1000,
         "audit_halves": 1000,
+        "plot_halves": 1000,
     }
     options = {
         "--workflow-profile": ["profiles/slurm"],

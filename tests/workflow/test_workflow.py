@@ -166,7 +166,14 @@ def test_a_comment_in_a_module_reruns_nothing(built):
             "1146047817",
             "0x444F4D49",
             {
-                **{"simulate_references": 1, "simulate_movie": 6, "split_halves": 6, "audit_halves": 1, "plan": 1},
+                **{
+                    "simulate_references": 1,
+                    "simulate_movie": 6,
+                    "split_halves": 6,
+                    "audit_halves": 1,
+                    "plot_halves": 6,
+                    "plan": 1,
+                },
                 **{"write_shards": 1, "train_unet": 1, "train_topaz": 1, "tune_filter": 4, "filter_micrograph": 8},
                 **{"denoise_micrograph": 2, "denoise_topaz": 6, "score_method": 8, "summarise": 1},
                 **{"write_report": 1, "all": 1},

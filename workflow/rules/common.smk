@@ -15,7 +15,7 @@ from cryon2n.codeversion import code_version
 from cryon2n.errors import InputError
 from cryon2n.methods import FILTERS, TOPAZ
 from cryon2n.movie_header import MOVIE_ENDINGS
-from cryon2n.study import read_study
+from cryon2n.study import REFERENCE_ENDING, read_study
 
 # The commands run this checkout's code with the Python that runs Snakemake (under --sdm conda, with the
 # environment's).  Snakemake formats the prefix, hence {{ }}.
@@ -46,6 +46,8 @@ wildcard_constraints:
     method="|".join(map(re.escape, METHODS + MODELS)),
     model="|".join(map(re.escape, MODELS)),
     ending="|".join(map(re.escape, MOVIE_ENDINGS)),
+    reference="gain|dark",
+    format=REFERENCE_ENDING.pattern.removesuffix("$"),
 
 
 def settings(*path):
@@ -115,8 +117,10 @@ def halves_settings():
 
 def reference_file(name):
     """Give the gain or dark reference's file, or nothing where the source has none."""
-    if KIND == "phantom" or STUDY.references.get(name):
+    if KIND == "phantom":
         return f"data/{DATASET}/raw/{name}.mrc"
+    if name in STUDY.references:
+        return f"data/{DATASET}/raw/{name}{STUDY.references[name]['ending']}"
     return []
 
 

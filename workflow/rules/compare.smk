@@ -12,6 +12,7 @@ rule score_method:
     input:
         records=records("test"),
         halves=halves_of("test"),
+        excluded="results/{dataset}/halves/excluded.tsv",
         denoised=lambda wildcards: estimates([wildcards.method], SPLIT["test"]),
         truth=truth_of(SPLIT["test"]),
     output:
@@ -34,7 +35,7 @@ rule score_method:
         code=code_version("compare.py", "pooling.py", "metrics.py", "fourier.py", "pair.py", "mrcio.py"),
     shell:
         "cryon2n score-method --method {wildcards.method} --halves {input.records:q} --denoised {params.denoised:q} "
-        "{params.truth} {params.labels} --threads {threads} --scores {output.scores:q} --rings {output.rings:q} "
+        "--excluded {input.excluded:q} {params.truth} {params.labels} --threads {threads} --scores {output.scores:q} --rings {output.rings:q} "
         "2>&1 | tee {log:q}"
 
 

@@ -37,9 +37,6 @@ rule denoise_micrograph:
             "device.py",
             "pair.py",
             "halves.py",
-            "gain.py",
-            "movies.py",
-            "motion.py",
             "fourier.py",
             "mrcio.py",
         ),
@@ -53,6 +50,7 @@ rule tune_filter:
     input:
         records=lambda wildcards: records("train" if wildcards.method == "wiener" else "val"),
         halves=lambda wildcards: halves_of("train" if wildcards.method == "wiener" else "val"),
+        excluded="results/{dataset}/halves/excluded.tsv",
     output:
         filter="results/{dataset}/models/{method}/filter.json",
     log:
@@ -69,6 +67,7 @@ rule tune_filter:
         code=code_version("filters.py", "fourier.py", "pair.py", "mrcio.py"),
     shell:
         "cryon2n tune-filter --method {wildcards.method} --halves {input.records:q} --filter {output.filter:q} "
+        "--excluded {input.excluded:q} "
         "2>&1 | tee {log:q}"
 
 

@@ -88,11 +88,9 @@ elif KIND == "empiar":
 
     rule fetch_reference:
         output:
-            reference="data/{dataset}/raw/{reference}.mrc",
+            reference="data/{dataset}/raw/{reference}{format}",
         log:
-            "logs/fetch_reference/{dataset}/{reference}.log",
-        wildcard_constraints:
-            reference="gain|dark",
+            "logs/fetch_reference/{dataset}/{reference}{format}.log",
         localrule: True
         conda:
             "../../envs/cryon2n.yaml"
@@ -102,7 +100,7 @@ elif KIND == "empiar":
             mem="1GB",
             runtime="1h",
         params:
-            urls=lambda wildcards: url_options(STUDY.references[wildcards.reference]),
+            urls=lambda wildcards: url_options(STUDY.references[wildcards.reference]["urls"]),
         shell:
             "politely cryon2n fetch-movie {params.urls} --out {output.reference:q} 2>&1 | tee {log:q}"
 
@@ -124,13 +122,11 @@ elif KIND == "movies":
 
     rule link_reference:
         input:
-            reference=lambda wildcards: STUDY.references[wildcards.reference],
+            reference=lambda wildcards: STUDY.references[wildcards.reference]["path"],
         output:
-            reference="data/{dataset}/raw/{reference}.mrc",
+            reference="data/{dataset}/raw/{reference}{format}",
         log:
-            "logs/link_reference/{dataset}/{reference}.log",
-        wildcard_constraints:
-            reference="gain|dark",
+            "logs/link_reference/{dataset}/{reference}{format}.log",
         localrule: True
         conda:
             "../../envs/cryon2n.yaml"

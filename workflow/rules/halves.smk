@@ -4,7 +4,8 @@ Two half micrographs with independent noise, and their audit.
 REQUIRED INPUTS
     data/{dataset}/raw/{mic}{ending}, gain and dark if there are any; or a sheet of pairs (kind `halves`)
 OUTPUTS
-    results/{dataset}/halves/{mic}_a.mrc, {mic}_b.mrc, {mic}.json, audit.tsv, audit.png
+    results/{dataset}/halves/{mic}_a.mrc, {mic}_b.mrc, {mic}.json, qc/{mic}.png,
+    audit.tsv, audit_rings.tsv, audit.png, excluded.tsv
 """
 
 if KIND == "halves":
@@ -32,12 +33,11 @@ if KIND == "halves":
             prefix=subpath(output.record, strip_suffix=".json"),
             code=code_version(
                 "halves_import.py",
+                "pair_check.py",
+                "pair_sheet.py",
                 "halves.py",
-                "gain.py",
                 "fourier.py",
                 "pair.py",
-                "motion.py",
-                "movies.py",
                 "mrcio.py",
             ),
         shell:
@@ -51,6 +51,7 @@ else:
             movie=lambda wildcards: raw_movie(wildcards.mic),
             gain=reference_file("gain"),
             dark=reference_file("dark"),
+            defects=config["halves"].get("defects") or [],
         output:
             a="results/{dataset}/halves/{mic}_a.mrc",
             b="results/{dataset}/halves/{mic}_b.mrc",
@@ -63,17 +64,39 @@ else:
             "../../envs/cryon2n.yaml"
         threads: 1
         resources:
-            mem="8GB",
+            gpu=GPU,
+            mem="12GB",
             runtime="30m",
         params:
+            device=DEVICE,
             settings=halves_settings(),
             gain=lambda wildcards, input: optional("--gain", input.gain),
             dark=lambda wildcards, input: optional("--dark", input.dark),
             prefix=subpath(output.record, strip_suffix=".json"),
-            code=code_version("halves.py", "gain.py", "movies.py", "motion.py", "fourier.py", "pair.py", "mrcio.py"),
+            code=code_version(
+                "split.py",
+                "alignment.py",
+                "device.py",
+                "dm4.py",
+                "fourier.py",
+                "frame_range.py",
+                "frames.py",
+                "frames_tiff.py",
+                "gain.py",
+                "halves.py",
+                "local_motion.py",
+                "motion.py",
+                "movie_header.py",
+                "movies.py",
+                "mrcio.py",
+                "pair.py",
+                "references.py",
+                "tiff_header.py",
+                "warp.py",
+            ),
         shell:
             "cryon2n split-halves --movie {input.movie:q} {params.gain} {params.dark} --out {params.prefix:q} "
-            "--settings {params.settings:q} --threads {threads} 2>&1 | tee {log:q}"
+            "--settings {params.settings:q} --device {params.device} --threads {threads} 2>&1 | tee {log:q}"
 
 
 rule audit_halves:
@@ -82,6 +105,8 @@ rule audit_halves:
         halves=collect("results/{{dataset}}/halves/{mic}_{side}.mrc", mic=MICROGRAPHS, side=["a", "b"]),
     output:
         table="results/{dataset}/halves/audit.tsv",
+        rings="results/{dataset}/halves/audit_rings.tsv",
+        excluded="results/{dataset}/halves/excluded.tsv",
         figure=report(
             "results/{dataset}/halves/audit.png",
             caption="../report/audit.rst",
@@ -97,9 +122,35 @@ rule audit_halves:
     threads: 1
     resources:
         mem="8GB",
-        runtime="1h",
+        runtime="2h",
     params:
-        code=code_version("audit.py", "fourier.py", "pair.py", "mrcio.py"),
+        settings=settings("audit"),
+        code=code_version("audit.py", "audit_checks.py", "audit_rules.py", "fourier.py", "pair.py", "mrcio.py"),
     shell:
-        "cryon2n audit-halves --halves {input.records:q} --table {output.table:q} --figure {output.figure:q} "
-        "2>&1 | tee {log:q}"
+        "cryon2n audit-halves --halves {input.records:q} --table {output.table:q} --rings {output.rings:q} "
+        "--excluded {output.excluded:q} --figure {output.figure:q} --settings {params.settings:q} 2>&1 | tee {log:q}"
+
+
+rule plot_halves:
+    input:
+        record="results/{dataset}/halves/{mic}.json",
+        halves=multiext("results/{dataset}/halves/{mic}", "_a.mrc", "_b.mrc"),
+    output:
+        figure=report(
+            "results/{dataset}/halves/qc/{mic}.png",
+            caption="../report/halves.rst",
+            category="Halves",
+            labels={"What": "{mic}"},
+        ),
+    log:
+        "logs/plot_halves/{dataset}/{mic}.log",
+    conda:
+        "../../envs/cryon2n.yaml"
+    threads: 1
+    resources:
+        mem="4GB",
+        runtime="10m",
+    params:
+        code=code_version("halves_figure.py", "audit_checks.py", "figures.py", "fourier.py", "pair.py", "mrcio.py"),
+    shell:
+        "cryon2n plot-halves --halves {input.record:q} --figure {output.figure:q} 2>&1 | tee {log:q}"

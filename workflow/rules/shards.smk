@@ -2,7 +2,7 @@
 Patch shards of the training micrographs.
 
 REQUIRED INPUTS
-    results/{dataset}/halves/ of the training micrographs
+    results/{dataset}/halves/ of the training micrographs, excluded.tsv of the audit
 OUTPUTS
     results/{dataset}/shards/train_a.npy, train_b.npy, manifest.json
 """
@@ -12,6 +12,7 @@ rule write_shards:
     input:
         records=records("train"),
         halves=halves_of("train"),
+        excluded="results/{dataset}/halves/excluded.tsv",
     output:
         manifest="results/{dataset}/shards/manifest.json",
         a="results/{dataset}/shards/train_a.npy",
@@ -34,4 +35,4 @@ rule write_shards:
         code=code_version("shards.py", "pair.py", "mrcio.py"),
     shell:
         "cryon2n write-shards --train {input.records:q} --val {params.val:q} --test {params.test:q} "
-        "--out {params.directory:q} --settings {params.settings:q} 2>&1 | tee {log:q}"
+        "--excluded {input.excluded:q} --out {params.directory:q} --settings {params.settings:q} 2>&1 | tee {log:q}"

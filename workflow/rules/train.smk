@@ -16,6 +16,7 @@ rule train_unet:
         manifest="results/{dataset}/shards/manifest.json",
         val=records("val"),
         val_halves=halves_of("val"),
+        excluded="results/{dataset}/halves/excluded.tsv",
     output:
         weights="results/{dataset}/models/{model}/weights.safetensors",
         metrics="results/{dataset}/models/{model}/metrics.json",
@@ -43,15 +44,12 @@ rule train_unet:
             "device.py",
             "pair.py",
             "halves.py",
-            "gain.py",
-            "movies.py",
-            "motion.py",
             "fourier.py",
             "mrcio.py",
         ),
     shell:
         "cryon2n train-unet --manifest {input.manifest:q} --val {input.val:q} --weights {output.weights:q} "
-        "--metrics {output.metrics:q} --history {output.history:q} --device {params.device} --threads {threads} "
+        "--excluded {input.excluded:q} --metrics {output.metrics:q} --history {output.history:q} --device {params.device} --threads {threads} "
         "--settings {params.settings:q} 2>&1 | tee {log:q}"
 
 
@@ -79,6 +77,7 @@ rule train_topaz:
         env="results/topaz-env/ready.json",
         records=records("train"),
         halves=halves_of("train"),
+        excluded="results/{dataset}/halves/excluded.tsv",
     output:
         model="results/{dataset}/models/topaz-trained/weights.sav",
         record="results/{dataset}/models/topaz-trained/record.json",
@@ -100,5 +99,5 @@ rule train_topaz:
         code=code_version("topaz.py", "topaz_run.py", "pair.py", "mrcio.py"),
     shell:
         "cryon2n train-topaz --env {params.env:q} --halves {input.records:q} --model {output.model:q} "
-        "--record {output.record:q} --settings {params.settings:q} --device {params.device} --threads {threads} "
+        "--excluded {input.excluded:q} --record {output.record:q} --settings {params.settings:q} --device {params.device} --threads {threads} "
         "2>&1 | tee {log:q}"

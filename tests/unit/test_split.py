@@ -5,17 +5,17 @@ import json
 import numpy as np
 import pytest
 
-from cryon2n import files, halves, movies, mrcio, pair
+from cryon2n import files, halves, motion, movies, mrcio, pair
+from cryon2n import split as splitting
 from cryon2n.errors import InputError
 from making import field, frames, moved, write_movie
 
 SHAPE = (128, 160)
-STILL = {"smoothness": 0.0, "max_shift_A": 1e-3}  # no shift is within reach
 
 
 def split(tmp_path, data, pixel_size=1.5, **settings):
     with movies.open_movie(write_movie(tmp_path / "m.mrc", data, pixel_size)) as movie:
-        return halves.split_movie(movie, halves.HalvesSettings(**settings))
+        return splitting.split_movie(movie, splitting.SplitSettings(**settings))
 
 
 def counts(seed, n, shape=SHAPE, mean=2.0, contrast=0.2):
@@ -25,7 +25,7 @@ def counts(seed, n, shape=SHAPE, mean=2.0, contrast=0.2):
 @pytest.fixture
 def unmoved(monkeypatch):
     """Take the trajectory as known: no motion."""
-    monkeypatch.setattr(halves.motion, "align_frames", lambda spectra, *rest: np.zeros((len(spectra), 2)))
+    monkeypatch.setattr(splitting.motion, "estimate", lambda spectra, *rest: motion.Motion(np.zeros((len(spectra), 2))))
 
 
 @pytest.mark.parametrize("shape", [(128, 160), (101, 133)])
@@ -47,7 +47,7 @@ def test_with_a_drift_of_whole_pixels_the_sums_equal_the_clean_ones_inside_valid
     data = np.stack(
         [big[t, 20 - dy : 20 - dy + SHAPE[0], 20 - dx : 20 - dx + SHAPE[1]] for t, (dy, dx) in enumerate(path)]
     )
-    monkeypatch.setattr(halves.motion, "align_frames", lambda *_: path * 1.5)
+    monkeypatch.setattr(splitting.motion, "estimate", lambda *_: motion.Motion(path * 1.5))
     a, b, record = split(tmp_path, data)
     y0, y1, x0, x1 = record["valid"]
     for half, start in ((a, 0), (b, 1)):
@@ -65,9 +65,9 @@ def test_with_a_drift_of_whole_pixels_the_sums_equal_the_clean_ones_inside_valid
 
 def test_the_valid_region_rounds_fractions_up():
     shifts = np.array([[0, 0], [2.2, -0.4], [-1.5, 3.0]])
-    assert halves.valid_region(shifts, (100, 120)) == [2, 97, 1, 117]
+    assert splitting.valid_region(shifts, (100, 120)) == [2, 97, 1, 117]
     with pytest.raises(InputError, match="no common region"):
-        halves.valid_region(np.array([[0, 0], [90, 0]]), (100, 120))
+        splitting.valid_region(np.array([[0, 0], [90, 0]]), (100, 120))
 
 
 def test_a_moving_movie_is_aligned_and_its_halves_hold_the_clean_image(tmp_path):
@@ -150,7 +150,7 @@ def test_the_record_holds_what_the_data_guide_says(tmp_path, cryon2n):
     assert set(record) == {
         "format", "version", "micrograph", "shape", "pixel_size_A", "valid", "a", "b", "full", "alignment",
         "dose_weighted", "trajectory_A", "bin", "defects", "producer", "inputs",
-        "reference_transform", "gain_check",
+        "reference_transform", "gain_check", "local_motion_A", "motion", "source_frames", "seconds",
     }  # fmt: skip
     side = {"frames", "n_frames", "dose_e_per_A2", "offset", "scale", "noise_var", "sha256"}
     assert set(record["a"]) == set(record["b"]) == side and set(record["full"]) == {"offset", "scale"}
@@ -167,7 +167,7 @@ def test_a_turned_gain_reference_is_noticed_by_its_defects(tmp_path):
     mrcio.write_mrc(tmp_path / "gain.mrc", gain, 1.5)
     with movies.open_movie(write_movie(tmp_path / "m.mrc", counts(1, 4)), tmp_path / "gain.mrc") as movie:
         with pytest.raises(InputError, match="% of the pixels are defects"):
-            halves.split_movie(movie, halves.HalvesSettings())
+            splitting.split_movie(movie, splitting.SplitSettings())
 
 
 def test_the_same_frames_in_both_halves_are_caught_by_the_audit(tmp_path, cryon2n):

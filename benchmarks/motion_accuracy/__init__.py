@@ -1,0 +1,1 @@
+"""Motion correction on simulated movies with a known motion: simulator, methods and measures."""

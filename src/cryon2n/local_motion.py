@@ -1,0 +1,337 @@
+"""Motion that differs from place to place: patches scored together, and a smooth field that explains them.
+
+Each patch alone tells little; a Gaussian process ties them together: smooth in space, and in time fast at
+the beginning of the exposure and slow later.  Its width and lengths are those that make the data most
+probable, so that a movie without local motion gets none.  In the end a field fitted to every other patch
+must explain the patches between, which it has not seen, or it is thrown away.
+"""
+
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from scipy import interpolate
+
+from cryon2n import alignment
+
+if TYPE_CHECKING:
+    from cryon2n.motion import MotionSettings
+
+WIDTHS_A = (0.3, 0.6, 1.2, 2.5, 5.0, 10.0)  # candidates: standard deviation of the local motion, Å
+LENGTHS = (0.35, 0.6, 1.0, 1.8)  # … correlation length in space, in units of the longer side
+TIMES = (0.5, 1.0)  # … in time, in units of log(1 + frame / 3)
+KNOTS = 7  # of the stored field along each side
+ACCEPT = 4.0  # log-likelihood that unseen patches must gain, in all
+ROUNDS = 4
+MOST_PATCHES = 12  # along a side
+
+
+@dataclass(frozen=True)
+class LocalField:
+    """What is added to the trajectory at each place.
+
+    Places are those of the image whose frames are moved back to the *mean* of the trajectory.
+
+    Attributes
+    ----------
+    knots_A : ndarray, shape (n_frames, KNOTS, KNOTS, 2)
+        [y, x] Å on a regular grid from edge to edge; cubic splines in between.
+    """
+
+    knots_A: np.ndarray
+
+    def at(self, points: np.ndarray) -> np.ndarray:
+        """Return the local motion, shape (n_frames, k, 2) in Å, at [y, x] (k, 2) in fractions of the frame."""
+        y, x = (spline_matrix(self.knots_A.shape[1 + axis], points[:, axis]) for axis in (0, 1))
+        return np.einsum("ki,kj,tijc->tkc", y, x, self.knots_A)
+
+    def on_grid(
+        self, frame: int, shape: tuple[int, int], offset: np.ndarray, device: torch.device | str
+    ) -> torch.Tensor:
+        """Return the local motion of one frame at every pixel, shape (2, h, w) in Å.
+
+        Pixel (y, x) of the image lies at ``(y, x) + offset`` pixels of the field.
+        """
+        rows, columns = (
+            torch.as_tensor(spline_matrix(KNOTS, (np.arange(size) + by) / size), dtype=torch.float32, device=device)
+            for size, by in zip(shape, offset, strict=True)
+        )
+        knots = torch.as_tensor(self.knots_A[frame], dtype=torch.float32, device=device)
+        return torch.einsum("yi,ijc,xj->cyx", rows, knots, columns)
+
+
+def spline_matrix(knots: int, at: np.ndarray) -> np.ndarray:
+    """Return the matrix (k, knots) that takes values at regular knots on 0 to 1 to those at `at`."""
+    return interpolate.make_interp_spline(np.linspace(0, 1, knots), np.eye(knots), k=3)(at)
+
+
+# Patches
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Overlapping windows of globally aligned frames; the squares of the windows sum to 1 at each pixel.
+
+    Attributes
+    ----------
+    grid : Grid
+    images : tensor, shape (p, n, h, w // 2 + 1), complex64
+        Spectra; each divided by the root mean square of its window.
+    centres : ndarray, shape (p, 2)
+        [y, x] in fractions of the frame.
+    areas : ndarray, shape (p,)
+        Mean square of each window.
+    cells : ndarray of int, shape (p, 2)
+        Row and column of each patch.
+    """
+
+    grid: alignment.Grid
+    images: torch.Tensor
+    centres: np.ndarray
+    areas: np.ndarray
+    cells: np.ndarray
+
+
+def windows(size: int, count: int) -> np.ndarray:
+    """Return `count` windows of a side, shape (count, size); their squares sum to 1 everywhere."""
+    at = (np.arange(size) + 0.5) / size * count - 0.5  # centres of the windows lie at 0, 1, 2 …
+    out = np.zeros((count, size))
+    for i in range(count):
+        distance = np.clip(np.abs(np.clip(at, 0, count - 1) - i), 0, 1)
+        out[i] = np.where(distance < 1, np.cos(np.pi / 2 * distance), 0)
+    return out
+
+
+def cut_patches(grid: alignment.Grid, images: torch.Tensor, counts: tuple[int, int], low_A: float) -> Patches:
+    """Cut aligned frames, given by their spectra, into patches.
+
+    Parameters
+    ----------
+    grid : Grid
+    images : tensor, shape (n, h, w // 2 + 1), complex64
+    counts : (rows, columns)
+    low_A : float
+        Å; coarser detail takes no part.
+    """
+    from cryon2n.motion import fast_size
+
+    (h, w), device = grid.shape, images.device
+    lines = [windows(size, count) for size, count in zip(grid.shape, counts, strict=True)]
+    boxes = [[(int(np.flatnonzero(row)[0]), int(np.flatnonzero(row)[-1]) + 1) for row in line] for line in lines]
+    size = tuple(fast_size(max(b - a for a, b in box)) for box in boxes)
+    high_A = 1 / (grid.ring_s[grid.counts > 0].max() + 0.5 * grid.ring_width)
+    patch_grid = alignment.make_grid(size, grid.pixel_A, low_A, high_A, device)
+    cells = np.array([(i, j) for i in range(counts[0]) for j in range(counts[1])])
+    spectra = torch.zeros(len(cells), len(images), size[0], size[1] // 2 + 1, dtype=torch.complex64, device=device)
+    centres, areas = np.zeros((len(cells), 2)), np.zeros(len(cells))
+    cut = []
+    for p, (i, j) in enumerate(cells):
+        (y0, y1), (x0, x1) = boxes[0][i], boxes[1][j]
+        window = np.outer(lines[0][i][y0:y1], lines[1][j][x0:x1])
+        areas[p] = (window**2).sum() / (size[0] * size[1])
+        weight = window**2 / (window**2).sum()
+        centres[p] = [
+            (weight.sum(1) @ np.arange(y0, y1)) / h,
+            (weight.sum(0) @ np.arange(x0, x1)) / w,
+        ]
+        scaled = torch.as_tensor(window / np.sqrt(areas[p]), dtype=torch.float32, device=device)
+        cut.append((slice(y0, y1), slice(x0, x1), scaled))
+    band = grid.inside.clamp_max(1)
+    for t, spectrum in enumerate(images):
+        frame = torch.fft.irfft2(spectrum * band, s=grid.shape)
+        padded = torch.zeros(len(cells), *size, device=device)
+        for p, (rows, columns, window) in enumerate(cut):
+            piece = frame[rows, columns]
+            padded[p, : piece.shape[0], : piece.shape[1]] = piece * window
+        spectra[:, t] = torch.fft.rfft2(padded)
+    return Patches(patch_grid, spectra, centres, areas, cells)
+
+
+# The field
+
+
+@dataclass(frozen=True)
+class Prior:
+    """A Gaussian process in space and time, as functions whose coefficients are standard normal.
+
+    Attributes
+    ----------
+    width, length, time : float
+        Its standard deviation in Å, its length in units of the longer side, and its time.
+    space : ndarray, shape (p, j)
+        At the patches' centres.
+    frames : ndarray, shape (n, k)
+        At the frames; each column's mean is 0, because a shift of all frames shows nowhere.
+    """
+
+    width: float
+    length: float
+    time: float
+    space: np.ndarray
+    frames: np.ndarray
+
+    def extended(self, points: np.ndarray, centres: np.ndarray, aspect: np.ndarray) -> np.ndarray:
+        """Return the functions of space at other places (k, 2), shape (k, j)."""
+        kernel = _space_kernel(centres, centres, aspect, self.length)
+        return _space_kernel(points, centres, aspect, self.length) @ np.linalg.solve(
+            kernel + 1e-8 * np.eye(len(centres)), self.space
+        )
+
+
+def make_prior(centres: np.ndarray, aspect: np.ndarray, n: int, width: float, length: float, time: float) -> Prior:
+    """Return the prior of patches at `centres` (fractions of a frame whose sides are as `aspect`) and `n` frames."""
+    u = np.log1p(np.arange(n) / 3) / time
+    frames = np.exp(-0.5 * (u[:, None] - u) ** 2)
+    centring = np.eye(n) - 1 / n
+    return Prior(
+        width,
+        length,
+        time,
+        _functions(_space_kernel(centres, centres, aspect, length)),
+        _functions(centring @ frames @ centring),
+    )
+
+
+def _space_kernel(a: np.ndarray, b: np.ndarray, aspect: np.ndarray, length: float) -> np.ndarray:
+    distance2 = (((a[:, None] - b[None]) * aspect) ** 2).sum(-1)
+    return np.exp(-0.5 * distance2 / length**2)
+
+
+def _functions(kernel: np.ndarray, keep: float = 1e-4) -> np.ndarray:
+    """Return the columns whose outer products sum to `kernel`, without the negligible ones."""
+    values, vectors = np.linalg.eigh(kernel)
+    kept = values > keep * values.max()
+    return (vectors[:, kept] * np.sqrt(values[kept]))[:, ::-1]
+
+
+def fit(prior: Prior, told: np.ndarray, areas: np.ndarray, information: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return the most probable coefficients (j, k, 2) and the log-evidence of the prior.
+
+    The information of patch p about frame t is ``areas[p] information[t]``, a product; so both sides of
+    the normal equations diagonalise apart.
+
+    Parameters
+    ----------
+    prior : Prior
+    told : ndarray, shape (p, n, 2)
+        ``gradient + information · shifts``: what the patches tell of motion from 0.
+    areas : ndarray, shape (p,)
+        0 leaves a patch out (then `told` must be 0 there, too).
+    information : ndarray, shape (n,)
+        1/Å².
+    """
+    space, frames = prior.width * prior.space, prior.frames
+    a, u = np.linalg.eigh(space.T @ (areas[:, None] * space))
+    b, v = np.linalg.eigh(frames.T @ (information[:, None] * frames))
+    right = np.einsum("pi,tk,ptc->ikc", space @ u, frames @ v, told, optimize=True)
+    curvature = 1 + np.outer(a.clip(0), b.clip(0))
+    solution = right / curvature[..., None]
+    # On two axes: half the logarithm of the determinant, twice.
+    evidence = 0.5 * (right * solution).sum() - np.log(curvature).sum()
+    return prior.width * np.einsum("ji,mk,ikc->jmc", u, v, solution, optimize=True), float(evidence)
+
+
+def estimate_local(
+    grid: alignment.Grid, images: torch.Tensor, dose_per_frame: float | None, settings: "MotionSettings"
+) -> tuple[LocalField | None, np.ndarray, dict[str, Any]]:
+    """Look for local motion in globally aligned frames.
+
+    Parameters
+    ----------
+    grid : Grid
+    images : tensor, shape (n, h, w // 2 + 1), complex64
+        Moved back by the trajectory.
+    dose_per_frame : float or None
+        e⁻/Å².
+    settings : MotionSettings
+
+    Returns
+    -------
+    field : LocalField or None
+        None if nothing was found that holds on unseen patches.
+    correction : ndarray, shape (n, 2)
+        What of it is common to all places, in Å, to be added to the trajectory.
+    info : dict
+    """
+    n = len(images)
+    sides = np.array([s * p for s, p in zip(grid.shape, grid.pixel_A, strict=True)])
+    counts = tuple(int(np.clip(round(side / settings.patch_A), 2, MOST_PATCHES)) for side in sides)
+    patches = cut_patches(grid, images, counts, settings.patch_A / 2)
+    q = alignment.damage_factors(patches.grid, n, dose_per_frame)
+    aspect = sides / sides.max()
+    priors = [
+        make_prior(patches.centres, aspect, n, width, length, time)
+        for length, time in itertools.product(LENGTHS, TIMES)
+        for width in WIDTHS_A
+    ]
+    shifts = np.zeros((len(patches.centres), n, 2))
+    prior, coefficients = None, None
+    for _ in range(ROUNDS):
+        spectrum = alignment.measure_spectrum(patches.grid, patches.images, q)
+        weights = alignment.make_weights(patches.grid, spectrum, q)
+        gradient = np.stack(
+            [
+                alignment.gradients(patches.grid, weights, images_of_patch, area)
+                for images_of_patch, area in zip(patches.images, patches.areas, strict=True)
+            ]
+        )
+        told = gradient + (patches.areas[:, None] * weights.information)[..., None] * shifts
+        fits = [fit(candidate, told, patches.areas, weights.information) for candidate in priors]
+        best = int(np.argmax([evidence for _, evidence in fits]))
+        if fits[best][1] <= 0:  # the evidence of no motion at all
+            return None, np.zeros((n, 2)), {"patches": list(counts)}
+        prior, coefficients = priors[best], fits[best][0]
+        new = _evaluate(prior.space, prior.frames, coefficients)
+        step = new - shifts
+        for images_of_patch, its_step in zip(patches.images, step, strict=True):
+            alignment.move_back(patches.grid, images_of_patch, its_step)
+        shifts = new
+        if np.abs(step).max() < 0.02:
+            break
+    gain = _gain_on_unseen(patches, weights, prior, told, shifts)
+    info = {
+        "patches": list(counts),
+        "local_width_A": prior.width,
+        "local_length": prior.length,
+        "unseen_gain": round(float(gain), 2),
+    }
+    if gain < ACCEPT:
+        return None, np.zeros((n, 2)), info
+    fractions = np.linspace(0, 1, KNOTS)
+    points = np.stack(np.meshgrid(fractions, fractions, indexing="ij"), -1).reshape(-1, 2)
+    knots = _evaluate(prior.extended(points, patches.centres, aspect), prior.frames, coefficients)
+    knots = knots.transpose(1, 0, 2).reshape(n, KNOTS, KNOTS, 2)
+    mean = shifts.mean(0)
+    return LocalField(knots - knots[:1] - (mean - mean[:1])[:, None, None]), mean - mean[:1], info
+
+
+def _evaluate(space: np.ndarray, frames: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
+    return np.einsum("pj,tk,jkc->ptc", space, frames, coefficients, optimize=True)
+
+
+def _gain_on_unseen(
+    patches: Patches, weights: alignment.Weights, prior: Prior, told: np.ndarray, shifts: np.ndarray
+) -> float:
+    """Return the log-likelihood that patches gain by a field fitted to the other half of the patches."""
+    gained = 0.0
+    colour = patches.cells.sum(1) % 2
+    for fold in (0, 1):
+        seen, unseen = colour == fold, np.flatnonzero(colour != fold)
+        solution, _ = fit(prior, told * seen[:, None, None], patches.areas * seen, weights.information)
+        predicted = _evaluate(prior.space, prior.frames, solution)
+        for p in unseen:
+            scenes = [_scene(patches, p, wanted - shifts[p]) for wanted in (predicted[p], np.zeros_like(predicted[p]))]
+            with_field, without = (alignment.likelihood(weights, scene, patches.areas[p]) for scene in scenes)
+            gained += with_field - without
+    return gained
+
+
+def _scene(patches: Patches, p: int, shifts: np.ndarray) -> torch.Tensor:
+    """Return the sum of a patch's images, moved back by `shifts` (n, 2) in Å."""
+    rows, columns = alignment.phases(patches.grid, shifts)
+    total = torch.zeros_like(patches.images[p, 0])
+    for image, row, column in zip(patches.images[p], rows, columns, strict=True):
+        total += image * row[:, None] * column
+    return total
