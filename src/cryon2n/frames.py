@@ -11,6 +11,7 @@ import contextlib
 import errno
 import gzip
 import math
+import mmap
 import operator
 import os
 import shutil
@@ -136,6 +137,12 @@ class Frames:
         elif out.shape != self.shape[1:] or out.dtype != self.dtype or not out.flags.c_contiguous:
             raise ValueError(f"out has {out.shape} {out.dtype}; wanted {self.shape[1:]} {self.dtype}, C-contiguous")
         return self._read(self._index(index), out)
+
+    def release(self) -> None:
+        """Let go of the pages of a mapped file: they no longer count as this process's memory."""
+        mapped = getattr(self.source, "mapped", None)
+        if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
 
     def part(self, wanted: FrameRange) -> "Frames":
         """Return the frames of a range, numbered anew from 0."""
@@ -273,7 +280,8 @@ class MrcSource:
         else:
             row, stored = w, np.dtype(MRC_MODES[header.mode][1]).newbyteorder(header.order)
         check_frame_size(path, h, w)
-        self.stack = np.memmap(file, stored, "r", header.data_start, (n, h, row)).view(np.ndarray)
+        memory = np.memmap(file, stored, "r", header.data_start, (n, h, row))
+        self.stack, self.mapped = memory.view(np.ndarray), memory._mmap
         self.shape, self.dtype, self.raw = (n, h, w), stored.newbyteorder("="), n
         self.pixel_size = _mrc_pixel_size(head, header)
 
