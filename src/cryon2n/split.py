@@ -233,7 +233,7 @@ def check_gain(raw: movies.RawFrames, settings: SplitSettings) -> gain.GainCheck
     stored = [
         None if x is None else movies.turned_back(x, settings.reference_transform) for x in (movie.gain, movie.dark)
     ]
-    check = gain.check_gain([raw], *stored, settings.reference_transform)
+    check = gain.check_gain([raw], *stored, settings.reference_transform, thorough=False)
     if check.verdict in gain.DISAGREEMENTS and settings.gain_check == "error":
         raise InputError(f"{movie.path}: {check.sentence}; or go on with halves: gain_check: warn")
     return check
