@@ -19,7 +19,7 @@ from cryon2n.fourier import windowed_spectrum
 from motion_accuracy.field import Field, constant, from_grid
 from motion_accuracy.measure import polynomial_terms
 
-TMC_PYTHON = os.environ.get("CRYON2N_TMC_PYTHON", "/tmp/tmc/bin/python")
+TMC_PYTHON = os.environ.get("CRYON2N_TMC_PYTHON", "results/torch-motion-correction-env/bin/python")
 TMC_PROGRAM = Path(__file__).with_name("torch_motion_correction_program.py")
 PLAIN_B = 150.0  # Å²
 
