@@ -9,6 +9,8 @@ patches are scored the same way and a smooth field is fitted to what they tell t
 which is kept only if it explains patches that the fit has not seen.
 """
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -143,6 +145,45 @@ def estimate(
         info.update(local_info)
         trajectory = trajectory + correction
     return Motion(trajectory - trajectory[0], found, info)
+
+
+def estimate_apart(
+    spectra: torch.Tensor,
+    groups: Sequence[Sequence[int]],
+    shape: tuple[int, int],
+    pixel_A: tuple[float, float],
+    settings: MotionSettings,
+    dose_per_frame: float | None = None,
+) -> Motion:
+    """Estimate the motion of each group of frames from its own frames alone, then one shift between the groups.
+
+    Parameters
+    ----------
+    spectra, shape, pixel_A, settings
+        As for `estimate`.
+    groups : two sequences of int
+        Frame numbers.
+    dose_per_frame : float, optional
+        e⁻/Å² from one frame of a group to its next.
+    """
+    trajectory, sums = np.zeros((len(spectra), 2)), []
+    knots = np.zeros((len(spectra), local_motion.KNOTS, local_motion.KNOTS, 2))
+    parts = []
+    for group in groups:
+        members = list(group)
+        part = estimate(spectra[members], shape, pixel_A, settings, dose_per_frame)
+        grid, images = cut_band(spectra[members], shape, pixel_A, settings.resolution_A)
+        alignment.move_back(grid, images, part.trajectory_A)
+        sums.append(images.sum(0))
+        trajectory[members] = part.trajectory_A
+        if part.local is not None:
+            knots[members] = part.local.knots_A
+        parts.append(part)
+    whole = dataclasses.replace(settings, local=False)
+    between = estimate(torch.stack(sums), grid.shape, grid.pixel_A, whole).trajectory_A[1]
+    trajectory[list(groups[1])] += between
+    field = local_motion.LocalField(knots) if any(p.local is not None for p in parts) else None
+    return Motion(trajectory, field, {"groups": [p.info for p in parts], "between_A": between.round(4).tolist()})
 
 
 def cut_band(

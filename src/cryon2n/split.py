@@ -54,6 +54,10 @@ class SplitSettings:
         Robust standard deviations beyond which a pixel of the summed movie is a defect.
     eer_fraction : int or None
         Raw frames of an EER movie in each frame; None for about 40 frames.
+    alignment : str
+        ``joint``: one motion from all frames.  ``independent``: each half its own, from its own frames, and
+        then one shift between the two; no noise of one half has a say in the other's motion, at the price of
+        less certain motions.
     motion : dict
         Settings of the alignment (`motion.MotionSettings`).
     """
@@ -68,6 +72,7 @@ class SplitSettings:
     gain_check: str | bool = "error"
     defect_sigma: float = 7.0
     eer_fraction: int | None = None
+    alignment: str = "joint"
     motion: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -79,6 +84,8 @@ class SplitSettings:
                     f"halves setting {name}: found {getattr(self, name)!r}, "
                     f"wanted one of {', '.join(movies.TRANSFORMS)}"
                 )
+        if self.alignment not in ("joint", "independent"):
+            raise InputError(f"halves setting alignment: found {self.alignment!r}, wanted joint or independent")
         if self.gain_check not in ("error", "warn", "off", False):
             raise InputError(f"halves setting gain_check: found {self.gain_check!r}, wanted error, warn or off")
         if self.pixel_size_A is not None and self.pixel_size_A <= 0:
@@ -144,11 +151,14 @@ def split_movie(
         del cut
     movie.frames.release()
     seconds.lap("transforms")
-    dose = settings.dose_e_per_A2
-    moved = motion.estimate(band, grid_shape, grid_pixel, motion_settings, dose / n if dose else None)
+    dose, groups = settings.dose_e_per_A2, [list(range(0, n, 2)), list(range(1, n, 2))]
+    about = (grid_shape, grid_pixel, motion_settings)
+    if settings.alignment == "joint":
+        moved = motion.estimate(band, *about, dose / n if dose else None)
+    else:
+        moved = motion.estimate_apart(band, groups, *about, 2 * dose / n if dose else None)
     del band
     seconds.lap("alignment")
-    groups = [list(range(0, n, 2)), list(range(1, n, 2))]
     a, b_ = warp.sum_groups(kept if keep else spectra(), groups, shape, pixel_size, moved)
     seconds.lap("sums")
 
@@ -163,7 +173,7 @@ def split_movie(
         "pixel_size_A": round(pixel_size, 6),
         "valid": valid,
         **sides,
-        "alignment": "joint",
+        "alignment": settings.alignment,
         "dose_weighted": False,
         "trajectory_A": np.round(moved.trajectory_A, 4).tolist(),
         "local_motion_A": None if moved.local is None else np.round(moved.local.knots_A, 3).tolist(),

@@ -1,6 +1,10 @@
 """Splitting movies: plain sums where nothing moves, clean ones where it does, counting statistics, records."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -61,6 +65,45 @@ def test_with_a_drift_of_whole_pixels_the_sums_equal_the_clean_ones_inside_valid
     extent = 5 * np.array(step)
     expected = [max(0, -extent[0]), SHAPE[0] - max(0, extent[0]), max(0, -extent[1]), SHAPE[1] - max(0, extent[1])]
     assert record["valid"] == expected
+
+
+def test_halves_aligned_apart_still_lie_on_one_another(tmp_path):
+    shape, n = (256, 256), 16
+    path = np.stack([np.linspace(0, 6, n), 3 * np.sin(np.linspace(0, 2, n))], 1)
+    data = frames(3, 2.0 * (1 + 0.2 * field(6, shape)), path)
+    a, b, record = split(tmp_path, data, alignment="independent")
+    assert record["alignment"] == "independent"
+    error = np.array(record["trajectory_A"]) / 1.5 - path
+    assert np.sqrt(np.mean((error - error.mean(0)) ** 2)) < 0.2
+    y0, y1, x0, x1 = record["valid"]
+    size = min(y1 - y0, x1 - x0)
+    spectra = [np.fft.rfft2(x[y0 : y0 + size, x0 : x0 + size] - x.mean()) for x in (a, b)]
+    correlation = np.fft.irfft2(spectra[0] * spectra[1].conj())
+    assert np.unravel_index(correlation.argmax(), correlation.shape) == (0, 0)
+    # Other noise in one half changes nothing in the other's path.
+    other = frames(4, 2.0 * (1 + 0.2 * field(6, shape)), path)
+    other[0::2] = data[0::2]
+    again = split(tmp_path, other, alignment="independent")[2]
+    np.testing.assert_allclose(again["trajectory_A"][0::2], record["trajectory_A"][0::2], atol=1e-6)
+
+
+@pytest.mark.parametrize("number", range(int(os.environ.get("CRYON2N_KILLS", "4"))))
+def test_killed_at_any_moment_it_leaves_nothing_half_written(tmp_path, number):
+    """CRYON2N_KILLS=50 tries fifty moments."""
+    write_movie(tmp_path / "m.mrc", counts(1, 8, (512, 512)))
+    arguments = ["split-halves", "--movie", str(tmp_path / "m.mrc"), "--out", str(tmp_path / "h" / "m")]
+    with subprocess.Popen([sys.executable, "-m", "cryon2n", *arguments], stderr=subprocess.DEVNULL) as running:
+        while not (tmp_path / "h").exists() and running.poll() is None and number % 2:
+            time.sleep(0.001)  # every other moment lies in the writing
+        time.sleep(np.random.default_rng(number).uniform(0, 0.02 if number % 2 else 4))
+        running.kill()
+    for path in (tmp_path / "h").glob("*") if (tmp_path / "h").exists() else []:
+        if path.suffix == ".mrc" and not path.name.startswith("."):
+            assert mrcio.read_mrc(path)[0].shape == (512, 512)
+    if (tmp_path / "h" / "m.json").exists():
+        record = json.loads((tmp_path / "h" / "m.json").read_text())
+        for side in "ab":
+            assert record[side]["sha256"] == files.sha256_of(tmp_path / "h" / f"m_{side}.mrc")
 
 
 def test_the_valid_region_rounds_fractions_up():
