@@ -161,6 +161,7 @@ def measure_spectrum(grid: Grid, places: Iterable[torch.Tensor], q: np.ndarray, 
         cross += ring_sum(grid, (x * y.conj()).real)
         powers += [ring_sum(grid, (z * z.conj()).real) for z in (x, y)]
         count += grid.counts
+    smooth = min(smooth, (grid.n_rings - 1) // 2)
     share = np.maximum([(q[0::2] ** 2).sum(0), (q[1::2] ** 2).sum(0)], 1e-9)
     kernel = np.ones(2 * smooth + 1)
     cross, even, odd, count = (np.convolve(x, kernel, "same") for x in (cross, *powers, count))

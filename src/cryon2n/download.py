@@ -85,7 +85,10 @@ def fetch(
         log.say(f"{out} is there already, and as expected")
         wanted.write_lock(digest)
         return digest
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out.parent}: cannot make this folder ({error.strerror}); choose another place") from None
     with open_part(out.with_name(f"{out.name}.part"), f"frames {keep}" if keep else "all") as part:
         digest = _from_one_of(urls, part, wanted, settings)
         # Before the rename: a file without its record would be trusted unseen by the next run.
@@ -188,10 +191,12 @@ def read_lock(lock: str | Path) -> str | None:
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--url",
-        required=True,
         action="append",
+        default=[],
         help="https address of the file; given several times, the further ones are mirrors, tried in order",
     )
+    parser.add_argument("--path", help="instead of --url: the file's path under each --base")
+    parser.add_argument("--base", action="append", default=[], help="https address of an archive, then of its mirrors")
     parser.add_argument("--out", required=True, type=Path, help="where to put it; {out}.part while it is incomplete")
     parser.add_argument("--size", default="-", metavar="BYTES", help="exact size, - if unknown")
     parser.add_argument("--sha256", default="-", metavar="HEX", help="published checksum, - if there is none")
@@ -232,7 +237,10 @@ def _run(args: argparse.Namespace) -> None:
     if args.limit_rate is not None:
         settings = dataclasses.replace(settings, limit_rate=rate_of(args.limit_rate))
     keep = parse_frame_range(args.keep_frames) if args.keep_frames else None
-    fetch(args.url, args.out, expected, args.lock, keep, settings)
+    if bool(args.url) == bool(args.path and args.base):
+        raise InputError("wanted either --url, or --path and --base")
+    urls = args.url or [f"{base.rstrip('/')}/{args.path}" for base in args.base]
+    fetch(urls, args.out, expected, args.lock, keep, settings)
 
 
 def _number(text: str, flag: str) -> int | None:

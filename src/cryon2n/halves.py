@@ -63,7 +63,7 @@ def normalise_equal(
     per_frame = [(x - o) / n for x, o, n in zip(inner, offsets, n_frames, strict=True)]
     unit = float(np.sqrt(np.mean([x.var(dtype=np.float64) for x in per_frame])))
     if unit == 0:
-        raise InputError("both halves are constant; wanted images with noise: check the movie")
+        raise InputError("both halves are constant; wanted images with noise")
     scales = [unit * n for n in n_frames]
     difference = float((per_frame[0] - per_frame[1]).var(dtype=np.float64)) / unit**2
     share = [(1 / n) / (1 / n_frames[0] + 1 / n_frames[1]) for n in n_frames]

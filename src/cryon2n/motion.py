@@ -37,7 +37,7 @@ class MotionSettings:
     b_factor : float
         Å²; weight exp(-b_factor s² / 4) of the first search, per spectrum.
     max_shift_A : float
-        Å; the largest shift that the first search finds, between a frame and the mean of the others.
+        Å; the largest shift that the first search takes, between a frame and the mean of all.
     local : bool
         Whether to look for motion that differs from place to place.
     local_resolution_A : float
@@ -239,6 +239,7 @@ def _coarse(
         total = images.sum(0)
         steps = np.array([_peak((total - image).conj() * image, grid, reach) for image in images])
         steps = (steps - steps.mean(0)) * (len(images) - 1) / len(images)  # the others move, too
+        steps = np.clip(shifts + steps, -settings.max_shift_A, settings.max_shift_A) - shifts
         alignment.move_back(grid, images, steps)
         shifts += steps
         if np.abs(steps).max() < 0.1 * min(grid.pixel_A):

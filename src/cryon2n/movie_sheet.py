@@ -113,7 +113,12 @@ def check_rows(rows: list[MovieRow], where: str) -> None:
 
 def movie_url(base: str, entry: str | int, row: MovieRow) -> str:
     """Return the address of a movie under the data server's `base`."""
-    return f"{base.rstrip('/')}/{entry_number(entry)}/{urllib.parse.quote(row.path)}"
+    return f"{base.rstrip('/')}/{archive_path(entry, row)}"
+
+
+def archive_path(entry: str | int, row: MovieRow) -> str:
+    """Return the quoted path of a movie in the archive and in each of its mirrors."""
+    return f"{entry_number(entry)}/{urllib.parse.quote(row.path)}"
 
 
 def entry_number(entry: str | int) -> str:

@@ -223,10 +223,10 @@ class RawFrames:
 
 def _as_tensor(array: np.ndarray) -> torch.Tensor:
     """Return an array's memory as a tensor, of a type that torch can calculate with."""
-    if array.dtype == np.uint16:
-        array = array.astype(np.int32)
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
+    if array.dtype == np.uint16:
+        array = array.astype(np.int32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a view of the file is read-only, and nobody writes to it
         return torch.from_numpy(array)

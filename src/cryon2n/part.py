@@ -67,7 +67,7 @@ class Remote:
         name, other_name = (PurePosixPath(urlsplit(r.url).path).name for r in (self, other))
         if (self.size, name) != (other.size, other_name):
             return False
-        if self.last_modified or other.last_modified:
+        if self.last_modified and other.last_modified:
             return self.last_modified == other.last_modified
         return self.url == other.url and self.resumable and self.etag == other.etag
 
@@ -134,9 +134,12 @@ class Part:
         self.remote, self.spans, self.block = remote, spans, block
         self.size = sum(s.length for s in spans)
         self.counts = np.zeros(len(_block_lengths(self.size, block)), "<u4")
-        os.ftruncate(self.descriptor, self.size)
-        self._open_journal()
-        self._write_state(self.counts)
+        try:
+            os.ftruncate(self.descriptor, self.size)
+            self._open_journal()
+            self._write_state(self.counts)
+        except OSError as error:
+            raise self._cannot_write(error) from None
 
     def _open_journal(self) -> None:
         self._journal = os.open(self.journal, os.O_RDWR | os.O_CREAT, 0o666)
@@ -195,7 +198,10 @@ class Part:
             with self.lock:
                 self.counts[number] += written
                 self.have += written
-                os.pwrite(self._journal, self.counts[number].tobytes(), 4 * number)
+                try:
+                    os.pwrite(self._journal, self.counts[number].tobytes(), 4 * number)
+                except OSError as error:
+                    raise self._cannot_write(error) from None
             position += written
             view = view[written:]
 

@@ -88,6 +88,8 @@ class SplitSettings:
             raise InputError(f"halves setting alignment: found {self.alignment!r}, wanted joint or independent")
         if self.gain_check not in ("error", "warn", "off", False):
             raise InputError(f"halves setting gain_check: found {self.gain_check!r}, wanted error, warn or off")
+        if self.dose_e_per_A2 is not None and self.dose_e_per_A2 <= 0:
+            raise InputError(f"halves setting dose_e_per_A2: found {self.dose_e_per_A2}, wanted more than 0 e⁻/Å²")
         if self.pixel_size_A is not None and self.pixel_size_A <= 0:
             raise InputError(f"halves setting pixel_size_A: found {self.pixel_size_A}, wanted more than 0 Å")
 
@@ -115,6 +117,8 @@ def split_movie(
     motion_settings = build(motion.MotionSettings, settings.motion)
     n, h, w = movie.frames.shape
     shape, pixel_size = (h // b, w // b), raw_pixel * b
+    if settings.alignment == "independent" and n < 4:
+        raise InputError(f"{movie.path}: holds {n} frames; halves of one's own alignment want 4 or more")
     if min(shape) < 32:
         raise InputError(
             f"{movie.path}: frames of {h} x {w} px at bin {b} leave {shape[0]} x {shape[1]}; wanted 32 or more"
@@ -163,8 +167,11 @@ def split_movie(
     seconds.lap("sums")
 
     shifts = moved.extremes() / pixel_size
-    valid = valid_region(shifts, shape)
-    sides = normalise_equal(a, b_, valid, (len(groups[0]), len(groups[1])))
+    try:
+        valid = valid_region(shifts, shape)
+        sides = normalise_equal(a, b_, valid, (len(groups[0]), len(groups[1])))
+    except InputError as error:
+        raise InputError(f"{movie.path}: {error}; look at the movie, and leave it out of the sheet") from None
     for side, own in zip(("a", "b"), groups, strict=True):
         part = None if dose is None else round(dose * len(own) / n, 6)
         sides[side] = {"frames": own, "n_frames": len(own), "dose_e_per_A2": part, **sides[side]}

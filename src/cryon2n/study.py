@@ -34,11 +34,11 @@ class Study:
     split : dict
         ``train``, ``val``, ``test``: lists of names.
     sources : dict
-        Per micrograph, where it comes from: ``urls`` (mirrors in order), ``known`` (arguments of
-        fetch-movie) and ``bytes``; or ``path``; or ``a``, ``b`` and ``about`` (arguments of
+        Per micrograph, where it comes from: ``archive_path``, ``known`` (arguments of fetch-movie) and
+        ``bytes``; or ``path``; or ``a``, ``b`` and ``about`` (arguments of
         import-halves).  Movies have an ``ending``, that of their file.
     references : dict
-        ``gain`` and ``dark``, where the source has one: ``urls`` or ``path``, and ``ending``.
+        ``gain`` and ``dark``, where the source has one: ``archive_path`` or ``path``, and ``ending``.
     geometry : Geometry or None
         Of the raw movies as they will lie on the disk, where a sheet of an archive's movies tells.
     share : float
@@ -115,12 +115,8 @@ def _sheet(source: dict[str, Any]) -> str:
 def _empiar_sources(source: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any], dict[str, Any]]:
     """Give sources, references, and what is known of all movies together (`geometry`, `share`)."""
     about = source["empiar"]
-    bases = [about["base_url"]] if isinstance(about["base_url"], str) else about["base_url"]
     keep = parse_frame_range(source["frames"]) if source["frames"] else None
     rows = movie_sheet.read_sheet(_sheet(source))
-
-    def urls(row: movie_sheet.MovieRow) -> list[str]:
-        return [movie_sheet.movie_url(base, about["entry"], row) for base in bases]
 
     sources = {}
     for row in rows:
@@ -134,20 +130,28 @@ def _empiar_sources(source: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], 
             wanted = "an uncompressed MRC movie, whose frames can be fetched alone" if keep else "a movie"
             raise InputError(f"{source['sheet']}: {row.path} is not {wanted}; correct the sheet, or source: frames")
         sources[row.micrograph] = {
-            "urls": urls(row),
+            "archive_path": movie_sheet.archive_path(about["entry"], row),
             "known": " ".join(known),
             "ending": stored_ending(ending),
             "bytes": _stored_bytes(row, keep),
         }
     references = {
-        k: {"urls": urls(movie_sheet.MovieRow(k, source[k])), "ending": reference_ending(source[k])}
+        k: {
+            "archive_path": movie_sheet.archive_path(about["entry"], movie_sheet.MovieRow(k, source[k])),
+            "ending": reference_ending(source[k]),
+        }
         for k in ("gain", "dark")
         if source[k]
     }
     geometry, share = rows[0].geometry, 1.0
-    if keep and geometry.frames:
-        share = keep.n / geometry.frames
     if keep:
+        frames = {row.geometry.frames for row in rows}
+        if len(frames) > 1 or None in frames or keep.last >= min(frames):
+            raise InputError(
+                f"{source['sheet']}: source: frames {keep} wants movies of one known number of frames, more than "
+                f"{keep.last}; found {', '.join(sorted(map(str, frames)))} (cryon2n empiar sheet writes them)"
+            )
+        share = keep.n / rows[0].geometry.frames
         geometry = dataclasses.replace(geometry, frames=keep.n)
     return sources, references, {"geometry": geometry, "share": share}
 
@@ -164,7 +168,7 @@ def reference_ending(path: str) -> str:
     match = REFERENCE_ENDING.search(path)
     if not match:
         raise InputError(f"config: source: gain or dark: {path} is no reference; wanted MRC, TIFF, .gain, DM3 or DM4")
-    return match[0]
+    return match[0].lower()
 
 
 def stored_ending(ending: str) -> str:
@@ -185,6 +189,11 @@ def _movie_sources(source: dict[str, Any]) -> dict[str, dict[str, Any]]:
     else:
         rows = files.read_table(where, ("micrograph", "path"))
         found = {row["micrograph"]: where.parent / row["path"] for row in rows}
+        if len(found) < len(rows):
+            raise InputError(f"{where}: a micrograph's name stands there twice; give each its own")
+    unsafe = [name for name in found if not movie_sheet.is_safe_name(name)]
+    if unsafe:
+        raise InputError(f"{where}: {unsafe[0]!r} cannot name a micrograph; wanted letters, digits and _ . + - only")
     odd = [p for p in found.values() if not movie_ending(p.name)]
     if odd:
         raise InputError(f"{where}: {odd[0]} is no movie; wanted a file that ends in {', '.join(MOVIE_ENDINGS)}")

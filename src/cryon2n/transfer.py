@@ -18,6 +18,7 @@ import requests
 import urllib3
 
 from cryon2n import log
+from cryon2n.errors import InputError
 from cryon2n.frame_range import Span
 from cryon2n.movie_header import WrongFile
 from cryon2n.part import Part, check_space, remote_of
@@ -118,7 +119,7 @@ class Transfer:
                     raise Again("the server sent another part of the file than asked for")
                 if remote.resumable:
                     self._check_size(size)
-                    head, spans = self.look(self._read(response, last + 1), size)
+                    head, spans = self.look(self._read(response, min(last, end) + 1), size)
                     check_space(self.part, sum(s.length for s in spans))
                     self.part.begin(remote, spans, self.settings.block)
                     self.part.write(0, head[: spans[0].length])
@@ -136,6 +137,8 @@ class Transfer:
         if size is None and self.size is None:
             raise Unavailable(f"{self.url}: the server does not say how long the file is; give --size")
         told, size = size is not None, self.size if size is None else size
+        if size == 0:
+            raise Unavailable(f"{self.url}: the file on the server is empty; check the address")
         self._check_size(size)
         head, spans = self.look(self._read(response, min(HEAD, size)), size)
         if spans != [Span(0, size)]:
@@ -224,7 +227,7 @@ class Transfer:
 
     def _fetch_block(self, session: requests.Session, number: int) -> None:
         end = min((number + 1) * self.part.block, self.part.size)
-        while number * self.part.block + self.part.counts[number] < end:
+        while number * self.part.block + int(self.part.counts[number]) < end:
             position, start, length = self.part.wanted(number)
             with self._ask(session, start, start + length - 1) as response:
                 if response.status_code != 206:
@@ -293,6 +296,7 @@ class _Follower:
 
     def __init__(self, part: Part):
         self.part, self.hash = part, hashlib.sha256()
+        self.error: OSError | None = None
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._run, daemon=True)
 
@@ -307,9 +311,19 @@ class _Follower:
     def digest(self) -> str:
         """Return the SHA-256, in hex, of the part, which must be complete."""
         self.thread.join()
+        if self.error is not None:
+            raise InputError(
+                f"{self.part.path}: cannot read what was written ({self.error}); see to the disk and run it again"
+            )
         return self.hash.hexdigest()
 
     def _run(self) -> None:
+        try:
+            self._follow()
+        except OSError as error:
+            self.error = error
+
+    def _follow(self) -> None:
         done = 0
         while done < self.part.size and not self.stop.is_set():
             data = os.pread(self.part.descriptor, min(1 << 20, self.part.contiguous(done) - done), done)

@@ -89,10 +89,10 @@ def redirected_url(url: str, location: str) -> str:
 
     One from https to http, or to a host that is neither the same nor EMPIAR's, raises `InputError`.
     """
-    target = urllib.parse.urljoin(url, location)
     try:
+        target = urllib.parse.urljoin(url, location)
         check_url(target, allow_http=True)
-    except InputError as error:
+    except (InputError, ValueError) as error:
         raise Unavailable(f"{url}: redirects to what is not followed ({error})") from None
     old, new = urllib.parse.urlsplit(url), urllib.parse.urlsplit(target)
     if new.scheme == "http" and old.scheme == "https":

@@ -24,8 +24,9 @@ from cryon2n import mrcio
 from cryon2n import part as parts
 from cryon2n.download import Expected, fetch, rate_of
 from cryon2n.errors import InputError
-from cryon2n.frame_range import FrameRange, parse_frame_range
+from cryon2n.frame_range import FrameRange, Span, parse_frame_range
 from cryon2n.movie_header import Geometry
+from cryon2n.transfer import Transfer
 from cryon2n.web import FetchSettings, Throttle, check_url, redirected_url
 from faultserver import serve
 
@@ -372,6 +373,40 @@ def test_part_goes_on_with_other_settings(site, movie, out):
     fetch(site.base + URL_PATH, out, settings=settings(block=4096, connections=2))
     assert out.read_bytes() == movie
     assert site.sent() - before == len(movie) - 150_000
+
+
+def test_files_beyond_4_GiB(tmp_path):
+    """Blocks beyond 2^32 bytes; the file is all holes."""
+    size = (1 << 32) + (1 << 24) + 5
+    with parts.open_part(tmp_path / "big.part", "all") as part:
+        remote = parts.Remote("http://127.0.0.1/big", '"1"', None, size)
+        part.begin(remote, [Span(0, size)], 1 << 24)
+        number = (1 << 32) // (1 << 24)
+        part.write(1 << 32, b"x" * (1 << 24))
+        assert part.contiguous(0) == 0
+        assert part.wanted(number - 1) == ((number - 1) << 24, (number - 1) << 24, 1 << 24)
+        transfer = Transfer(remote.url, part, size, lambda *_: None, FAST)
+        transfer._fetch_block(None, number)  # complete: nothing is asked for
+        part.discard()
+
+
+def test_a_disk_that_cannot_be_read_gives_no_checksum(site, movie, out, monkeypatch):
+    def pread(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "pread", pread)
+    with pytest.raises(InputError, match="cannot read what was written"):
+        fetch(site.base + URL_PATH, out, settings=FAST)
+    monkeypatch.undo()
+    assert not out.exists() and "checksums" not in names(out.parent)
+    fetch(site.base + URL_PATH, out, settings=FAST)
+    assert out.read_bytes() == movie
+
+
+def test_part_begun_before_its_date_was_settled_goes_on_by_its_tag():
+    young = parts.Remote("http://a/x", '"1"', None, 9)
+    assert young.same_version(parts.Remote("http://a/x", '"1"', "Wed, 01 Jul 2015 00:00:00 GMT", 9))
+    assert not young.same_version(parts.Remote("http://a/x", '"2"', "Wed, 01 Jul 2015 00:00:00 GMT", 9))
 
 
 def test_part_of_another_file_is_not_taken_up(site, movie, out, tmp_path):

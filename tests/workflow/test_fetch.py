@@ -80,6 +80,8 @@ def test_how_politely_it_asks_changes_nothing(tree, archive):
     snakemake(tree, *halves(names[:1]), configfile=CONFIG)
     change(tree, lambda config: config["source"]["empiar"].update(connections=1, limit_rate="50M"))
     assert planned(snakemake(tree, "-n", *halves(names[:1]), configfile=CONFIG)) == {}
+    change(tree, lambda config: config["source"]["empiar"].update(base_url="https://mirror.invalid"))
+    assert planned(snakemake(tree, "-n", *halves(names[:1]), configfile=CONFIG)) == {}
 
 
 def test_range_of_frames_is_fetched_alone(tree, archive):

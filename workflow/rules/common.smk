@@ -90,16 +90,13 @@ def raw_movie(micrograph):
     return f"data/{DATASET}/raw/{micrograph}{STUDY.sources[micrograph]['ending']}"
 
 
-def url_options(urls):
-    """Give the options that name a file and its mirrors."""
-    return " ".join(f"--url {shlex.quote(url)}" for url in urls)
-
-
 def polite():
-    """Give the options that say how an archive may be asked."""
+    """Give the options that say which archives to ask, and how they may be asked."""
     about = config["source"]["empiar"]
+    bases = [about["base_url"]] if isinstance(about["base_url"], str) else about["base_url"]
     return " ".join(
         [
+            *(f"--base {shlex.quote(base)}" for base in bases),
             optional("--connections", about["connections"]),
             optional("--limit-rate", about["limit_rate"]),
             "--allow-http" if about["allow_http"] else "",

@@ -61,7 +61,7 @@ if KIND == "phantom":
 
 elif KIND == "empiar":
 
-    # How the archive may be asked (`polite`) changes no byte: as a parameter, a change of it would fetch 30 GB
+    # Which mirror is asked, and how (`polite`), changes no byte: as a parameter, a change of it would fetch 30 GB
     # again.  For the same reason the rules have no code version.
     shell.prefix(SHELL_PREFIX + f'politely() {{{{ "$@" {polite()}; }}}}; ')
 
@@ -81,10 +81,10 @@ elif KIND == "empiar":
             mem="1GB",
             runtime="6h",
         params:
-            urls=lambda wildcards: url_options(STUDY.sources[wildcards.mic]["urls"]),
+            path=lambda wildcards: STUDY.sources[wildcards.mic]["archive_path"],
             known=lambda wildcards: STUDY.sources[wildcards.mic]["known"],
         shell:
-            "politely cryon2n fetch-movie {params.urls} {params.known} --out {output.movie:q} 2>&1 | tee {log:q}"
+            "politely cryon2n fetch-movie --path {params.path:q} {params.known} --out {output.movie:q} 2>&1 | tee {log:q}"
 
     rule fetch_reference:
         output:
@@ -100,9 +100,9 @@ elif KIND == "empiar":
             mem="1GB",
             runtime="1h",
         params:
-            urls=lambda wildcards: url_options(STUDY.references[wildcards.reference]["urls"]),
+            path=lambda wildcards: STUDY.references[wildcards.reference]["archive_path"],
         shell:
-            "politely cryon2n fetch-movie {params.urls} --out {output.reference:q} 2>&1 | tee {log:q}"
+            "politely cryon2n fetch-movie --path {params.path:q} --out {output.reference:q} 2>&1 | tee {log:q}"
 
 elif KIND == "movies":
 
