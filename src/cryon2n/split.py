@@ -168,7 +168,7 @@ def split_movie(
 
     shifts = moved.extremes() / pixel_size
     try:
-        valid = valid_region(shifts, shape)
+        valid = valid_region(shifts, shape, 0 if moved.local is None else warp.REACH)
         sides = normalise_equal(a, b_, valid, (len(groups[0]), len(groups[1])))
     except InputError as error:
         raise InputError(f"{movie.path}: {error}; look at the movie, and leave it out of the sheet") from None
@@ -256,15 +256,16 @@ def check_gain(raw: movies.RawFrames, settings: SplitSettings) -> gain.GainCheck
     return check
 
 
-def valid_region(shifts: np.ndarray, shape: tuple[int, int]) -> list[int]:
+def valid_region(shifts: np.ndarray, shape: tuple[int, int], reach: int = 0) -> list[int]:
     """Return [y0, y1, x0, x1]: the pixels that hold real data in every aligned frame.
 
-    A frame whose content stands at +d is moved back by d, which wraps d pixels round at the far edge.
+    A frame whose content stands at +d is moved back by d, which wraps d pixels round at the far edge;
+    interpolation looks `reach` pixels further.
     """
     box = []
     for axis in (0, 1):
-        low = int(np.ceil(max(0.0, float(-shifts[:, axis].min()))))
-        high = shape[axis] - int(np.ceil(max(0.0, float(shifts[:, axis].max()))))
+        low = int(np.ceil(max(0.0, float(-shifts[:, axis].min())))) + reach
+        high = shape[axis] - int(np.ceil(max(0.0, float(shifts[:, axis].max())))) - reach
         if high - low < 32:
             raise InputError(f"motion of {np.ptp(shifts[:, axis]):.0f} px leaves no common region of {shape[axis]} px")
         box += [low, high]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cryon2n.motion import Motion
 
 KEYS_SLOPE = -0.75
+REACH = 2  # pixels to either side that the kernel looks at
 
 
 def sum_groups(

@@ -203,6 +203,35 @@ def test_a_local_field_between_its_knots():
 # Moving the frames
 
 
+def test_sums_undo_a_known_local_motion():
+    """Frames without noise, moved by a drift and a dome: their sum is the clean image, to which only both lead."""
+    shape, n = (256, 256), 6
+    clean = field(7, shape, cutoff=0.1)
+    y, x = np.mgrid[: shape[0], : shape[1]].astype(float)
+    path = drift(n)
+
+    def dome(rows, columns):
+        return np.stack([(rows - 100) / 256, (columns - 150) / 256], -1) * 8  # pixels
+
+    opened = np.arange(n) / n
+    data = np.empty((n, *shape), np.float32)
+    for t in range(n):
+        at = [c - path[t, i] - opened[t] * dome(y, x)[..., i] for i, c in enumerate((y, x))]
+        data[t] = ndimage.map_coordinates(clean, at, order=5, mode="grid-wrap")
+    knots = np.linspace(0, 256, local_motion.KNOTS)
+    # The field belongs to the mean frame, the dome to each frame's own pixels: half a pixel apart here.
+    bend = opened[:, None, None, None] * dome(*np.meshgrid(knots, knots, indexing="ij"))
+    spectra = torch.fft.rfft2(torch.from_numpy(data))
+
+    def error(local):
+        found = motion.Motion(path * PIXEL, local)
+        sums = warp.sum_groups(spectra, [[0, 2, 4], [1, 3, 5]], shape, PIXEL, found)
+        return [np.std((x / 3 - clean)[20:-20, 20:-20]) for x in sums]
+
+    right, none, turned = (error(local_motion.LocalField(s * bend * PIXEL) if s else None) for s in (1, 0, -1))
+    assert max(right) < 0.1 and min(none) > 3 * max(right) and min(turned) > min(none)
+
+
 def test_pulling_by_whole_pixels_is_exact():
     image = torch.from_numpy(np.random.default_rng(0).standard_normal((40, 50)).astype(np.float32))
     by = torch.stack([torch.full((40, 50), 3.0), torch.full((40, 50), -2.0)])

@@ -109,6 +109,7 @@ def test_killed_at_any_moment_it_leaves_nothing_half_written(tmp_path, number):
 def test_the_valid_region_rounds_fractions_up():
     shifts = np.array([[0, 0], [2.2, -0.4], [-1.5, 3.0]])
     assert splitting.valid_region(shifts, (100, 120)) == [2, 97, 1, 117]
+    assert splitting.valid_region(shifts, (100, 120), 2) == [4, 95, 3, 115]
     with pytest.raises(InputError, match="no common region"):
         splitting.valid_region(np.array([[0, 0], [90, 0]]), (100, 120))
 
