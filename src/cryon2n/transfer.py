@@ -35,7 +35,7 @@ from cryon2n.web import (
     with_retries,
 )
 
-CHUNK = 1 << 18  # bytes taken at once; what a killed process can have received and not counted
+CHUNK = 1 << 20  # bytes taken at once; what a killed process can have received and not counted
 HEAD = 1 << 16  # bytes; holds the header of any MRC movie
 SYNC_EVERY = 15.0  # seconds between synchronisations with the disk
 
