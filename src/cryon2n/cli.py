@@ -34,6 +34,7 @@ STAGES = {
     "denoise-topaz": ("topaz", "denoise a micrograph with the installed Topaz"),
     "score-method": ("compare", "score one method on the test micrographs"),
     "summarise": ("compare", "pool the scores of all methods, with confidence intervals"),
+    "verify": ("verify", "check every fast form of network and training step against the plain one"),
     "write-report": ("report", "write the report and the gallery"),
 }
 

@@ -21,17 +21,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from cryon2n import __version__, codeversion, device, excluded, files, loaders, log, pair, shards
 from cryon2n.denoise import denoise_image
 from cryon2n.errors import InputError
 from cryon2n.settings import add_settings_arguments, build, settings_from_arguments
+from cryon2n.step import Stepper, average_decay, learning_rate
 from cryon2n.unet import NetSettings, UNet, save_weights
 
-# Fan-in (input channels times kernel area) up to which the learning rate is the settings' own.
-FAN_IN = 432
-
+CODE = ("train.py", "step.py", "unet.py", "loaders.py")  # what makes the weights
 LOG_COLUMNS = ("step", "loss", "worst_loss", "rate", "gradient", "val_delta_umse", "seconds")
 
 
@@ -106,50 +104,6 @@ class TrainSettings:
                 raise InputError(f"train setting {name}: found {getattr(self, name)!r}, wanted {' or '.join(known)}")
 
 
-def n2n_loss(net: nn.Module, batch: loaders.Batch, autocast: torch.autocast) -> torch.Tensor:
-    """Noise2Noise loss of a batch, both directions in one pass.
-
-    Each squared error is divided by its target's noise variance; the mean of the two variances
-    multiplies it again, so that the loss of equal halves is the plain mean squared error.
-    """
-    inputs, targets = torch.cat([batch.a, batch.b]), torch.cat([batch.b, batch.a])
-    mean = (batch.var_a + batch.var_b) / 2
-    weights = torch.cat([mean / batch.var_b, mean / batch.var_a])
-    with autocast:
-        outputs = net(inputs)
-    return ((outputs.float() - targets).square().mean(dim=(1, 2, 3)) * weights).mean()
-
-
-def learning_rate(step: int, settings: TrainSettings) -> float:
-    """Rate of a step: linear warm-up, then a cosine to zero."""
-    warmup = max(1, round(settings.warmup * settings.steps))
-    if step < warmup:
-        return settings.rate * (step + 1) / warmup
-    return settings.rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, settings.steps - warmup)))
-
-
-def average_decay(step: int, settings: TrainSettings) -> float:
-    """Decay of the weights' moving average: short at first, so that the start is forgotten."""
-    window = max(1.0, settings.average * settings.steps)
-    return min(1 - 1 / window, (1 + step) / (10 + step))
-
-
-@torch.no_grad()
-def clip_outliers(gradients: list[torch.Tensor], running: torch.Tensor, factor: float) -> torch.Tensor:
-    """Scale gradients down in place whose norm exceeds `factor` running means of it; returns their norm.
-
-    An absolute limit is either too loose to stop a blow-up or too tight for another data set: the
-    norm falls by orders of magnitude in the first steps.  `running` is updated in place, by the
-    clipped norm, so that an outlier does not lift its own limit.  Nothing here waits for the GPU.
-    """
-    norm = nn.utils.get_total_norm(gradients)
-    running.copy_(torch.where(running < 0, norm, running))
-    limit = factor * running
-    torch._foreach_mul_(gradients, (limit / norm).clamp(max=1.0))
-    running.lerp_(torch.minimum(norm, limit), 0.02)
-    return norm
-
-
 @torch.no_grad()
 def delta_umse(net: UNet, pairs: list[pair.Pair], precision: str) -> float:
     """Difference in mean squared error to the truth between the network and the raw half.
@@ -172,43 +126,31 @@ def fingerprint(settings: TrainSettings, manifest: dict[str, Any]) -> str:
     # How often to look and where the data lies do not change the weights.
     values = {k: v for k, v in asdict(settings).items() if k not in ("validate_every", "checkpoint_every", "loader")}
     data = [manifest["arrays"][side]["sha256"] for side in "ab"]
-    code = codeversion.code_version("train.py", "unet.py", "loaders.py")
+    code = codeversion.code_version(*CODE)
     text = json.dumps([values, data, code, torch.__version__], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def rate_groups(net: nn.Module) -> list[dict[str, Any]]:
-    """Group a network's weights by fan-in, each with its ``share`` of the learning rate.
-
-    Adam moves every weight by about the rate, so that the output of a layer moves in proportion to
-    its fan-in; above `FAN_IN` the rate falls with it (Yang et al. 2022, arXiv 2203.03466).  Without
-    that, wide networks blow up at rates that narrow ones need.
-    """
-    groups: dict[int, list[nn.Parameter]] = {}
-    for parameter in net.parameters():
-        groups.setdefault(parameter[0].numel(), []).append(parameter)
-    return [{"params": group, "share": min(1.0, FAN_IN / fan_in)} for fan_in, group in sorted(groups.items())]
 
 
 class State:
     """Everything that a training run changes: network, optimiser, average, step, log."""
 
-    def __init__(self, settings: TrainSettings, where: torch.device):
+    def __init__(self, settings: TrainSettings, where: torch.device, precision: str):
         torch.manual_seed(settings.seed)
         net_settings = build(NetSettings, settings.net, "train: net")
         self.net = UNet(net_settings).to(where, memory_format=torch.channels_last)
         self.average = UNet(net_settings).to(where, memory_format=torch.channels_last)
         self.average.load_state_dict(self.net.state_dict())
         self.average.requires_grad_(False).eval()
-        self.optimiser = torch.optim.AdamW(
-            rate_groups(self.net),
-            lr=settings.rate,
-            betas=(0.9, 0.98),
-            weight_decay=settings.weight_decay,
-            fused=True,
+        self.compiled = settings.compile == "on" or (settings.compile == "auto" and where.type == "cuda")
+        self.stepper = Stepper(
+            self.net,
+            self.average,
+            settings.clip,
+            settings.weight_decay,
+            device.autocast(precision, where),
+            compiled=self.compiled,
+            graph=self.compiled,
         )
-        # Running mean of the gradient's norm; negative before the first step.
-        self.norm = torch.tensor(-1.0, device=where)
         self.step = 0
         self.seconds = 0.0
         self.rows: list[dict[str, Any]] = []
@@ -224,8 +166,7 @@ class State:
                     "rows": self.rows,
                     "net": self.net.state_dict(),
                     "average": self.average.state_dict(),
-                    "optimiser": self.optimiser.state_dict(),
-                    "norm": self.norm,
+                    "stepper": self.stepper.state_dict(),
                 },
                 temporary,
             )
@@ -244,8 +185,7 @@ class State:
             return
         self.net.load_state_dict(saved["net"])
         self.average.load_state_dict(saved["average"])
-        self.optimiser.load_state_dict(saved["optimiser"])
-        self.norm.copy_(saved["norm"])
+        self.stepper.load_state_dict(saved["stepper"])
         self.step, self.seconds, self.rows = saved["step"], saved["seconds"], saved["rows"]
         log.say(f"resumed at step {self.step} from {path}")
 
@@ -273,36 +213,25 @@ def train(
     if leaked:
         raise InputError(f"{', '.join(leaked)}: validation micrographs that are in the training shards; wanted others")
     precision = device.choose_precision(settings.precision, where)
-    autocast = device.autocast(precision, where)
     n_bytes = 2 * 2 * math.prod(manifest["shape"])
     kind, why = loaders.choose_loader(settings.loader, n_bytes, where)
     loader = loaders.Loader(manifest_path, kind, settings.crop, settings.batch, settings.seed, where)
     mark = fingerprint(settings, manifest)
-    state = State(settings, where)
+    state = State(settings, where, precision)
     if settings.crop % state.net.grid:
         raise InputError(f"train setting crop: found {settings.crop}, wanted a multiple of {state.net.grid} px")
     log.say(f"{device.describe(where)}, {precision}; loader {kind}: {why}")
     state.load(checkpoint, mark)
 
-    compiled = settings.compile == "on" or (settings.compile == "auto" and where.type == "cuda")
-    forward = torch.compile(state.net) if compiled else state.net
     progress = log.Progress(settings.steps, "steps", start=state.step)
     began = time.monotonic() - state.seconds
     first, losses = state.step, []
     last_delta = state.rows[-1]["val_delta_umse"] if state.rows else None
     for batch in loader.batches(first, settings.steps):
         rate = learning_rate(state.step, settings)
-        for group in state.optimiser.param_groups:
-            group["lr"] = rate * group["share"]
-        loss = n2n_loss(forward, batch, autocast)
-        loss.backward()
-        norm = clip_outliers([p.grad for p in state.net.parameters() if p.grad is not None], state.norm, settings.clip)
-        state.optimiser.step()
-        state.optimiser.zero_grad(set_to_none=True)
-        decay = average_decay(state.step, settings)
-        with torch.no_grad():
-            torch._foreach_lerp_(list(state.average.parameters()), list(state.net.parameters()), 1 - decay)
-        losses.append(loss.detach())
+        crops = (batch.a, batch.b, batch.var_a, batch.var_b)
+        state.stepper(crops, rate, average_decay(state.step, settings))
+        losses.append(state.stepper.loss.clone())
         state.step += 1
         state.seconds = time.monotonic() - began
 
@@ -315,7 +244,15 @@ def train(
                     "or take precision float32"
                 )
             last_delta = delta_umse(state.average, pairs, precision) if pairs else None
-            values = (state.step, mean_loss, worst, rate, float(norm), last_delta, round(state.seconds, 2))
+            values = (
+                state.step,
+                mean_loss,
+                worst,
+                rate,
+                float(state.stepper.norm),
+                last_delta,
+                round(state.seconds, 2),
+            )
             state.rows.append(dict(zip(LOG_COLUMNS, values, strict=True)))
             losses = []
         if state.step % settings.checkpoint_every == 0 and state.step < settings.steps:
@@ -333,12 +270,12 @@ def train(
         "parameters": sum(p.numel() for p in state.net.parameters()),
         "device": device.describe(where),
         "precision": precision,
-        "compiled": compiled,
+        "compiled": state.compiled,
         "loader": kind,
         "loader_reason": why,
         "torch": torch.__version__,
         "fingerprint": mark,
-        "code": codeversion.code_version("train.py", "unet.py", "loaders.py"),
+        "code": codeversion.code_version(*CODE),
         "settings": asdict(settings),
         **device.usage(where),
     }

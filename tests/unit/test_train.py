@@ -1,7 +1,6 @@
 """Training: the loss and the schedule in closed form, that it learns, and that a killed run goes on exactly."""
 
 import json
-import math
 import os
 import shutil
 import signal
@@ -14,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cryon2n import device, loaders, pair, train, unet
+from cryon2n import pair, train, unet
 from cryon2n.errors import InputError
 from making import command, field, white, write_pair, write_pairs, write_shards
 
@@ -52,59 +51,6 @@ def whole_run(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole")
     assert command(*arguments(data, out)) == 0
     return out
-
-
-# ---------------------------------------------------------------------------- loss and schedule
-
-
-def test_the_loss_is_the_variance_weighted_mean_of_both_directions():
-    generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(2, 1, 8, 8, generator=generator) for _ in "ab")
-    va, vb = torch.tensor([1.0, 0.2]), torch.tensor([1.0, 1.8])
-    loss = train.n2n_loss(lambda x: 0.5 * x, loaders.Batch(a, b, va, vb), device.autocast("float32", CPU))
-    expected = []
-    for k in range(2):
-        mean = (va[k] + vb[k]) / 2
-        expected += [((0.5 * a[k] - b[k]) ** 2).mean() * mean / vb[k], ((0.5 * b[k] - a[k]) ** 2).mean() * mean / va[k]]
-    assert loss.item() == pytest.approx(float(np.mean(expected)), rel=1e-6)
-
-
-def test_equal_halves_give_the_plain_mean_squared_error():
-    a, b, v = torch.randn(3, 1, 8, 8), torch.randn(3, 1, 8, 8), torch.full((3,), 0.8)
-    loss = train.n2n_loss(lambda x: x, loaders.Batch(a, b, v, v), device.autocast("float32", CPU))
-    assert loss.item() == pytest.approx((a - b).square().mean().item(), rel=1e-6)
-
-
-def test_the_best_constant_factor_is_the_wiener_one():
-    # f(x) = c x on signal variance S and noise V has its least loss at c = S / (S + V), whatever the target's noise.
-    generator = torch.Generator().manual_seed(1)
-    s = torch.randn(4, 1, 128, 128, generator=generator) * 0.7
-    a, b = (s + torch.randn(s.shape, generator=generator) for _ in "ab")
-    batch = loaders.Batch(a, b, torch.ones(4), torch.ones(4))
-    c = torch.tensor(0.0, requires_grad=True)
-    loss = train.n2n_loss(lambda x: c * x, batch, device.autocast("float32", CPU))
-    (gradient,) = torch.autograd.grad(loss, c)
-    power = (a.square().mean() + b.square().mean()) / 2
-    assert float(-gradient / (2 * power)) == pytest.approx(0.49 / 1.49, abs=0.02)
-
-
-def test_the_rate_rises_linearly_and_falls_as_a_cosine():
-    s = train.TrainSettings(steps=1000, rate=2e-3, warmup=0.1)
-    assert train.learning_rate(0, s) == pytest.approx(2e-5)
-    assert train.learning_rate(49, s) == pytest.approx(1e-3)
-    assert train.learning_rate(99, s) == train.learning_rate(100, s) == pytest.approx(2e-3)
-    assert train.learning_rate(550, s) == pytest.approx(1e-3)
-    assert train.learning_rate(325, s) == pytest.approx(1e-3 * (1 + math.cos(math.pi / 4)))
-    assert 0 < train.learning_rate(999, s) < 1e-7
-    rates = [train.learning_rate(k, s) for k in range(1000)]
-    assert max(rates) == 2e-3 and (np.diff(rates[100:]) <= 0).all()
-
-
-def test_the_average_is_short_at_first_and_never_longer_than_asked():
-    s = train.TrainSettings(steps=1000, average=0.02)  # a window of 20 steps
-    assert train.average_decay(0, s) == pytest.approx(0.1)
-    assert train.average_decay(10**6, s) == pytest.approx(0.95)
-    assert train.average_decay(5, train.TrainSettings(average=0.0)) == 0
 
 
 def test_delta_umse_is_the_gain_over_the_raw_half(tmp_path, monkeypatch):
@@ -257,19 +203,3 @@ def test_a_validation_micrograph_from_the_training_set_is_refused(data, tmp_path
 def test_a_negative_seed_is_a_sentence():
     with pytest.raises(InputError, match="seed: found -1"):
         train.TrainSettings(seed=-1)
-
-
-def test_outlying_gradients_are_clipped_and_do_not_lift_their_own_limit():
-    running = torch.tensor(-1.0)
-    steady = [torch.tensor([3.0, 4.0])]
-    assert train.clip_outliers(steady, running, 3.0) == 5 and running == 5  # the first norm starts the mean
-    spike = [torch.tensor([300.0, 400.0])]
-    assert train.clip_outliers(spike, running, 3.0) == 500  # what it was, for the log
-    torch.testing.assert_close(spike[0], torch.tensor([9.0, 12.0]))  # cut to 3 x 5
-    torch.testing.assert_close(running, torch.tensor(5 + 0.02 * (15 - 5)))
-
-
-def test_the_rate_falls_with_the_fan_in():
-    net = torch.nn.Sequential(torch.nn.Conv2d(8, 4, 3, bias=False), torch.nn.Conv2d(96, 4, 3, bias=False))
-    shares = {group["params"][0].shape[1]: group["share"] for group in train.rate_groups(net)}
-    assert shares == {8: 1.0, 96: train.FAN_IN / (96 * 9)}

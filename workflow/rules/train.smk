@@ -37,6 +37,7 @@ rule train_unet:
         device=DEVICE,
         code=code_version(
             "train.py",
+            "step.py",
             "unet.py",
             "loaders.py",
             "shards.py",
