@@ -3,8 +3,8 @@
     bash envs/run.sh python benchmarks/network_ablation.py [--seconds 20] [--seeds 3] [--variants base … ]
 
 Micrographs are simulated at EMPIAR-10025's optics and dose (`network_ablation.data`); all variants see the same ones,
-resident on the GPU, with the training step of `cryon2n.step`.  A variant's speed is measured first, and decides how many
-steps fit into ``--seconds``; the schedule ends there.  Columns:
+resident on the GPU, with the training step of `cryon2n.step`.  A speed is measured first, and decides how many steps
+fit into ``--seconds``; the schedule ends there.  Columns:
 
 * ``ms``: one step of ``--batch`` crops in both directions; ``Mpx/s`` counts every pixel that passes the network in
   training (both directions); ``TFLOP/s`` by torch's counter of the plain network, forward times 3;
@@ -160,7 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="VARIANT")
     parser.add_argument("--seconds", type=float, default=20.0, help="of training, each variant and seed")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="0: only the speed")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--crop", type=int, default=512)
     parser.add_argument("--micrographs", type=int, default=48, help="to train on")
@@ -208,6 +208,9 @@ def measure(
         "steps": steps,
     }
     rows = []
+    log.say(f"{name}: {ms:.2f} ms, {speed['Mpx_per_s']:.0f} Mpx/s, {speed['TFLOP_per_s']:.0f} TFLOP/s")
+    if not args.seeds:
+        return [dict.fromkeys(COLUMNS, "") | speed]
     for seed in range(args.seeds):
         worst = trainer.run(seed, Schedule(steps))
         decibels, delta = trainer.quality(test)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.interpolate import make_interp_spline
 
 COARSE_STEP = 48  # pixels between the places at which smooth fields are evaluated before interpolation
@@ -100,10 +101,11 @@ class Coarse:
     rows: np.ndarray
     columns: np.ndarray
 
-    def dense(self, values: np.ndarray) -> np.ndarray:
+    def dense(self, values: np.ndarray, device: torch.device | str) -> torch.Tensor:
         """Interpolate displacements (k, 2) at `places` to every pixel, shape (2, h, w), float32."""
-        values = values.reshape(self.rows.shape[1], self.columns.shape[1], 2)
-        return np.stack([self.rows @ values[..., c] @ self.columns.T for c in (0, 1)]).astype(np.float32)
+        rows, columns, grids = (torch.as_tensor(a, device=device) for a in (self.rows, self.columns, values))
+        grids = grids.reshape(rows.shape[1], columns.shape[1], 2).permute(2, 0, 1)
+        return (rows @ grids @ columns.T).float()
 
 
 def coarse(shape: tuple[int, int]) -> Coarse:

@@ -1,9 +1,14 @@
 """What a motion field is worth: its error in Å, and the halves that are made with it."""
 
+from collections.abc import Sequence
+
 import numpy as np
+import torch
 from scipy import ndimage
 
 from cryon2n import fourier
+from cryon2n.motion import fast_size
+from motion_accuracy import spline
 from motion_accuracy.field import Field, coarse, constant, grid
 from motion_accuracy.simulate import Movie
 
@@ -97,33 +102,38 @@ class Halves:
     Parameters
     ----------
     movie : Movie
+    device : torch device
+        Where the sums are made.
     """
 
-    def __init__(self, movie: Movie):
-        self.movie, self.points = movie, coarse(movie.shape)
-        self.coefficients = np.empty(movie.counts.shape, np.float32)
-        for t, frame in enumerate(movie.counts):
-            ndimage.spline_filter(frame.astype(np.float32), 5, output=self.coefficients[t], mode="mirror")
+    def __init__(self, movie: Movie, device: torch.device | str = "cpu"):
+        self.movie, self.points, self.device = movie, coarse(movie.shape), device
         reach = np.abs(movie.truth.corrected(grid(movie.shape, PLACES))).max() / movie.pixel_size
-        margin = int(np.ceil(reach)) + 8
-        h, w = (n - 2 * margin - (n - 2 * margin) % 16 for n in movie.shape)
-        self.inside = slice(margin, margin + h), slice(margin, margin + w)
-        pixels = [np.arange(s.start, s.stop, dtype=np.float32) for s in self.inside]
-        self.pixels = np.stack(np.meshgrid(*pixels, indexing="ij"))
+        self.margin = int(np.ceil(reach)) + 8
+        self.size = tuple(n - 2 * self.margin - (n - 2 * self.margin) % 16 for n in movie.shape)
 
-    def correlation(self, field: Field) -> np.ndarray:
-        """Return the FRC (n_rings,) of the sums of the even and of the odd frames, corrected by a field."""
-        displacement = relative(field, self.movie.truth, self.points.places) / self.movie.pixel_size
-        sums = np.zeros((2, *self.pixels.shape[1:]), np.float32)
-        for t, coefficients in enumerate(self.coefficients):
-            at = self.pixels + self.points.dense(displacement[t])[:, *self.inside]
-            sums[t % 2] += ndimage.map_coordinates(coefficients, at, order=5, mode="mirror", prefilter=False)
-        return fourier.frc(*sums, edge=32)
+    def sums(self, fields: Sequence[Field]) -> list[np.ndarray]:
+        """Return the sums (2, h, w) of the even and of the odd frames, corrected by each of the fields."""
+        movie, inside = self.movie, tuple(slice(self.margin, self.margin + n) for n in self.size)
+        displacements = [relative(field, movie.truth, self.points.places) / movie.pixel_size for field in fields]
+        fast = tuple(fast_size(n + 2 * spline.SETTLED) for n in movie.shape)
+        sums = [torch.zeros((2, *self.size), device=self.device) for _ in fields]
+        for t, frame in enumerate(movie.counts):
+            coefficients = spline.coefficients(torch.from_numpy(frame).to(self.device).float(), fast)
+            for total, displacement in zip(sums, displacements, strict=True):
+                shift = self.points.dense(displacement[t], self.device)[:, *inside]
+                total[t % 2] += spline.sample(coefficients, shift, (self.margin,) * 2, 1, "reflect")
+        return [total.cpu().numpy() for total in sums]
 
     @property
     def frequencies(self) -> np.ndarray:
-        """Of the rings, 1/Å."""
-        return fourier.ring_frequencies(self.pixels.shape[1:], self.movie.pixel_size)
+        """Of the rings of the sums, 1/Å."""
+        return fourier.ring_frequencies(self.size, self.movie.pixel_size)
+
+
+def half_correlation(sums: np.ndarray) -> np.ndarray:
+    """Return the FRC (n_rings,) of two sums (2, h, w)."""
+    return fourier.frc(*sums, edge=32)
 
 
 def curve_end(curve: np.ndarray, frequencies: np.ndarray) -> float:

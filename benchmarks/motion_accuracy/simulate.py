@@ -9,15 +9,18 @@ noise of the ice's own structure.
 """
 
 import dataclasses
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy import fft, ndimage
+import torch
 
 from cryon2n import phantom
 from cryon2n import phantom_molecule as molecules
 from cryon2n.phantom_stage import PhantomSettings, draw_movie
+from motion_accuracy import spline
 from motion_accuracy.field import Field, coarse
 
 N_FRAMES = 38
@@ -140,46 +143,37 @@ def critical_exposure(k: np.ndarray) -> np.ndarray:
     return 0.24499 * np.maximum(k, 1e-6) ** -1.6649 + 2.8141
 
 
-def spline_coefficients(spectrum: np.ndarray, field: tuple[int, int]) -> np.ndarray:
+def spline_coefficients(spectrum: torch.Tensor, field: tuple[int, int]) -> torch.Tensor:
     """Return the coefficients of the periodic spline of order 5 through the `OVERSAMPLING` times finer image.
 
     Parameters
     ----------
-    spectrum : ndarray, shape (H, W // 2 + 1)
+    spectrum : tensor, shape (H, W // 2 + 1), complex64
         ``rfft2`` of the image on the field (H, W); bins at its Nyquist frequency are left out.
 
     Returns
     -------
-    ndarray, shape (H · OVERSAMPLING, W · OVERSAMPLING), float32
+    tensor, shape (H · OVERSAMPLING, W · OVERSAMPLING), float32
     """
     (h, w), fine = field, tuple(OVERSAMPLING * n for n in field)
     up, right = (h + 1) // 2, (w + 1) // 2
-    padded = np.zeros((fine[0], fine[1] // 2 + 1), np.complex64)
+    padded = torch.zeros((fine[0], fine[1] // 2 + 1), dtype=torch.complex64, device=spectrum.device)
     padded[:up, :right] = spectrum[:up, :right]
     padded[fine[0] - (up - 1) :, :right] = spectrum[h - (up - 1) :, :right]
-    for frequencies in (np.fft.fftfreq(fine[0])[:, None], np.fft.rfftfreq(fine[1])[None, :]):
-        # The transform of the B-spline of order 5 at the whole numbers: 66, 26 and 1, of 120.
-        sampled = (66 + 52 * np.cos(2 * np.pi * frequencies) + 2 * np.cos(4 * np.pi * frequencies)) / 120
-        padded /= sampled.astype(np.float32)
-    padded *= np.float32(OVERSAMPLING**2)
-    return fft.irfft2(padded, s=fine, overwrite_x=True)
+    return torch.fft.irfft2(spline.divide_by_spline(padded, fine) * OVERSAMPLING**2, s=fine)
 
 
-def moved(coefficients: np.ndarray, displacement: np.ndarray) -> np.ndarray:
+def moved(coefficients: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
     """Return ``image(y - displacement(y))`` on the first pixels (h, w) of the field.
 
     Parameters
     ----------
-    coefficients : ndarray
+    coefficients : tensor
         Of `spline_coefficients`.
-    displacement : ndarray, shape (2, h, w)
+    displacement : tensor, shape (2, h, w), float32
         Pixels.
     """
-    _, h, w = displacement.shape
-    places = np.stack(np.meshgrid(np.arange(h, dtype=np.float32), np.arange(w, dtype=np.float32), indexing="ij"))
-    places -= displacement
-    places *= OVERSAMPLING
-    return ndimage.map_coordinates(coefficients, places, order=5, mode="grid-wrap", prefilter=False)
+    return spline.sample(coefficients, -OVERSAMPLING * displacement, (0, 0), OVERSAMPLING, "circular")
 
 
 @lru_cache(maxsize=1)
@@ -187,21 +181,9 @@ def _barrel() -> molecules.Molecule:
     return molecules.barrel()
 
 
-def simulate(name: str, seed: int, size: int, damage: bool = True) -> Movie:
-    """Simulate the movie of a regime and a seed.
-
-    Parameters
-    ----------
-    name : str
-        Of the regime.
-    seed : int
-    size : int
-        Rows and columns of a frame.
-    damage : bool
-        Radiation damage: the frames' amplitudes fall with the dose (`critical_exposure`).
-    """
-    regime, shape = REGIMES[name], (size, size)
-    index = list(REGIMES).index(name)
+def draw_scene(name: str, seed: int, shape: tuple[int, int]) -> phantom.Scene:
+    """Draw the scene of a regime and a seed: molecules, optics, ice."""
+    regime = REGIMES[name]
     settings = PhantomSettings(
         seed=seed,
         shape=shape,
@@ -212,29 +194,78 @@ def simulate(name: str, seed: int, size: int, damage: bool = True) -> Movie:
         particles_per_um2=regime.particles_per_um2,
         drift_A=max(regime.drift_A),
     )
-    scene = draw_movie(settings, index, _barrel()).scene
-    truth = draw_motion(regime, shape, molecules.stream(seed, MOTION, index))
-    spectrum = scene.spectrum * np.float32(regime.contrast)
-    ky = np.fft.fftfreq(scene.field[0], regime.pixel_size_A)[:, None]
-    kx = np.fft.rfftfreq(scene.field[1], regime.pixel_size_A)[None, :]
-    critical = critical_exposure(np.hypot(ky, kx)).astype(np.float32)
+    return draw_movie(settings, list(REGIMES).index(name), _barrel()).scene
 
+
+def expected_frames(
+    regime: Regime, scene: phantom.Scene, truth: Field, damage: bool, device: torch.device | str
+) -> Iterator[tuple[torch.Tensor, float]]:
+    """Yield each frame's expected counts (h, w), float32, and the standard deviation of its contrast."""
+    px, shape = regime.pixel_size_A, scene.shape
+    spectrum = torch.as_tensor(scene.spectrum, device=device) * regime.contrast
+    ky = torch.fft.fftfreq(scene.field[0], px, dtype=torch.float64)[:, None]
+    kx = torch.fft.rfftfreq(scene.field[1], px, dtype=torch.float64)[None, :]
+    critical = torch.as_tensor(critical_exposure(torch.hypot(ky, kx).numpy()), dtype=torch.float32, device=device)
     points = coarse(shape)
-    counts = np.empty((N_FRAMES, *shape), np.uint8)
-    contrast_rms = 0.0
     coefficients = None
     for t in range(N_FRAMES):
         if damage or coefficients is None:
-            dose = np.float32(regime.dose_e_per_A2 * (t + 0.5) / N_FRAMES if damage else 0)
-            coefficients = spline_coefficients(spectrum * np.exp(-dose / (2 * critical)), scene.field)
-        shift = points.dense(truth.displacement(t, points.places) / regime.pixel_size_A)
+            dose = regime.dose_e_per_A2 * (t + 0.5) / N_FRAMES if damage else 0.0
+            coefficients = spline_coefficients(spectrum * torch.exp(-dose / (2 * critical)), scene.field)
+        shift = points.dense(truth.displacement(t, points.places) / px, device)
         contrast = moved(coefficients, shift)
-        if t == 0:
-            contrast_rms = float(contrast.std())
         # The ice's slope is slow: it moves with the mean of the field.
-        expected = (1 + contrast) * phantom.ice_layer(scene.ice, shape, shift.mean(axis=(1, 2))) * scene.electrons
+        ice = phantom.ice_layer(scene.ice, shape, shift.double().mean(dim=(1, 2)).cpu().numpy())
+        spread = float(contrast.std())
+        yield (1 + contrast) * torch.as_tensor(ice * np.float32(scene.electrons), device=device), spread
+
+
+def simulate(
+    name: str,
+    seed: int,
+    shape: tuple[int, int],
+    damage: bool = True,
+    scene: phantom.Scene | None = None,
+    device: torch.device | str = "cpu",
+    threads: int = 1,
+) -> Movie:
+    """Simulate the movie of a regime and a seed.
+
+    Parameters
+    ----------
+    name : str
+        Of the regime.
+    seed : int
+    shape : (h, w)
+        Of a frame.
+    damage : bool
+        Radiation damage: the frames' amplitudes fall with the dose (`critical_exposure`).
+    scene : phantom.Scene, optional
+        Of `draw_scene`, if it was drawn before.
+    device : torch device
+        Where the expected counts are computed.
+    threads : int
+        That count.  NumPy counts, frame by frame: on a GPU torch's Poisson generator gives correlated fields.
+    """
+    regime, index = REGIMES[name], list(REGIMES).index(name)
+    scene = scene or draw_scene(name, seed, shape)
+    truth = draw_motion(regime, shape, molecules.stream(seed, MOTION, index))
+    counts = np.empty((N_FRAMES, *shape), np.uint8)
+    spreads = []
+
+    def count(t: int, expected: np.ndarray) -> None:
         counts[t] = molecules.stream(seed, COUNTS, index, t).poisson(expected)
-    return Movie(counts, truth, regime.pixel_size_A, regime.dose_e_per_A2 / N_FRAMES, contrast_rms)
+
+    with ThreadPoolExecutor(threads) as pool:
+        jobs: list[Future[None]] = []
+        for t, (expected, spread) in enumerate(expected_frames(regime, scene, truth, damage, device)):
+            spreads.append(spread)
+            jobs.append(pool.submit(count, t, expected.cpu().numpy()))
+            if t >= threads:
+                jobs[t - threads].result()  # frames wait in memory, no more than twice as many as threads
+        for job in jobs:
+            job.result()
+    return Movie(counts, truth, regime.pixel_size_A, regime.dose_e_per_A2 / N_FRAMES, spreads[0])
 
 
 def table() -> str:

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from cryon2n.unet import double
+
 SLOPE = 0.1
 
 
@@ -151,7 +153,7 @@ class Network(nn.Module):
         """Double the grid."""
         if self.shape.up == "nearest":
             return F.interpolate(x, scale_factor=2, mode="nearest")
-        return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+        return double(x)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Denoise (n, 1, h, w)."""

@@ -112,9 +112,25 @@ class UNet(nn.Module):
             x = blocks(x)
         for level in reversed(range(len(skips))):
             # Narrowing before interpolating costs a quarter of it afterwards and commutes with it.
-            x = F.interpolate(self.narrow[level](x), scale_factor=2, mode="bilinear", align_corners=False)
-            x = self.up[level](x + skips[level])
+            x = self.up[level](double(self.narrow[level](x)) + skips[level])
         return F.pixel_shuffle(self.head(x), self.settings.stride)
+
+
+def double(x: torch.Tensor) -> torch.Tensor:
+    """Interpolate (n, c, h, w) bilinearly to twice the size.
+
+    PyTorch's own backward pass on a GPU adds by atomic operations: slow, and never the same twice.  From slices
+    the compiler makes one kernel each way.
+    """
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+    for dim in (2, 3):
+        n = x.shape[dim]
+        before = torch.cat([x.narrow(dim, 0, 1), x.narrow(dim, 0, n - 1)], dim)
+        after = torch.cat([x.narrow(dim, 1, n - 1), x.narrow(dim, n - 1, 1)], dim)
+        # New pixels lie at quarters of the old ones; edges are repeated.
+        x = torch.stack([0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after], dim + 1).flatten(dim, dim + 1)
+    return x
 
 
 def _conv(c_in: int, c_out: int, size: int = 3, zero: bool = False) -> nn.Conv2d:
