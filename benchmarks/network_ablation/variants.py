@@ -1,8 +1,4 @@
-"""Networks that are compared: the project's own with one thing changed at a time, and Topaz's shape.
-
-`topaz_shape` follows the description of Bepler et al. 2020 (Nat. Commun. 11, 5208, supplement) and the published
-layer list; it is written anew and holds no weights.
-"""
+"""Networks that are compared: the project's own with one thing changed at a time, and Topaz's shape."""
 
 import itertools
 from collections.abc import Callable
@@ -12,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from cryon2n.topaz_shape import TopazShape
 from cryon2n.unet import double
 
 SLOPE = 0.1
@@ -174,39 +171,6 @@ class Network(nn.Module):
                 F.avg_pool2d(image, 16), scale_factor=16, mode="bilinear", align_corners=False
             ).to(out.dtype)
         return out
-
-
-class TopazShape(nn.Module):
-    """Topaz's ``unet``: 48 channels, 5 poolings, kernels of 11 at the first and 5 at the last layers."""
-
-    grid = 32
-
-    def __init__(self, first: int = 11, last: int = 5):
-        super().__init__()
-        self.encode = nn.ModuleList([nn.Conv2d(1, 48, first, padding=first // 2)])
-        self.encode += [nn.Conv2d(48, 48, 3, padding=1) for _ in range(5)]
-        self.decode = nn.ModuleList()
-        for c_in in (96, 144, 144, 144):
-            self.decode.append(nn.ModuleList([nn.Conv2d(c_in, 96, 3, padding=1), nn.Conv2d(96, 96, 3, padding=1)]))
-        widths = (97, 64, 32, 1)
-        self.head = nn.ModuleList(nn.Conv2d(a, b, last, padding=last // 2) for a, b in itertools.pairwise(widths))
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Denoise (n, 1, h, w)."""
-        x, skips = image, [image]
-        for layer in self.encode[:-1]:
-            x = F.max_pool2d(F.leaky_relu(layer(x), SLOPE), 2)
-            skips.append(x)
-        x = F.leaky_relu(self.encode[-1](x), SLOPE)
-        skips.pop()
-        for layers in self.decode:
-            x = torch.cat([F.interpolate(x, scale_factor=2, mode="nearest"), skips.pop()], 1)
-            for layer in layers:
-                x = F.leaky_relu(layer(x), SLOPE)
-        x = torch.cat([F.interpolate(x, scale_factor=2, mode="nearest"), skips.pop()], 1)
-        for layer in self.head[:-1]:
-            x = F.leaky_relu(layer(x), SLOPE)
-        return self.head[-1](x)
 
 
 BASE = Shape(blocks=2)

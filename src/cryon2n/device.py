@@ -79,13 +79,31 @@ def usage(where: torch.device) -> dict[str, Any]:
     import pynvml  # of nvidia-ml-py; only here, because it is of no use without a driver
 
     try:
-        pynvml.nvmlInit()
-        properties = torch.cuda.get_device_properties(where)
-        # By UUID: NVML's numbers do not follow CUDA_VISIBLE_DEVICES.
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{properties.uuid}".encode())
+        handle = _nvml_handle(where)
         out["gpu_driver"] = str(pynvml.nvmlSystemGetDriverVersion())
         out["gpu_power_limit_W"] = pynvml.nvmlDeviceGetPowerManagementLimit(handle) / 1000
         out["gpu_energy_since_boot_J"] = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000
     except pynvml.NVMLError as error:
         out["nvml"] = str(error)
     return out
+
+
+def energy(where: torch.device) -> float | None:
+    """Return the energy in J that the GPU has taken since it was started; None on a CPU or without NVML."""
+    if where.type != "cuda":
+        return None
+    import pynvml
+
+    try:
+        return pynvml.nvmlDeviceGetTotalEnergyConsumption(_nvml_handle(where)) / 1000
+    except pynvml.NVMLError:
+        return None
+
+
+def _nvml_handle(where: torch.device) -> Any:
+    import pynvml
+
+    pynvml.nvmlInit()
+    properties = torch.cuda.get_device_properties(where)
+    # By UUID: NVML's numbers do not follow CUDA_VISIBLE_DEVICES.
+    return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{properties.uuid}".encode())
