@@ -185,7 +185,7 @@ def measure(rung: Rung, settings: NetSettings, where: torch.device, size: Sizes)
             torch.cuda.reset_peak_memory_stats(where)
         once = best_time(step, where, 3)
         steps = max(2, math.ceil(size.seconds / once))
-        times, before = [], device.energy(where)
+        times, meter = [], device.Meter(where)
         for _ in range(size.repeats):
             synchronise(where)
             began = time.perf_counter()
@@ -193,7 +193,7 @@ def measure(rung: Rung, settings: NetSettings, where: torch.device, size: Sizes)
                 step()
             synchronise(where)
             times.append((time.perf_counter() - began) / steps)
-        after = device.energy(where)
+        used = meter.read()[2]
     megapixels = directions * count * crop**2 / 1e6
     patches = directions * count * crop**2 / 2**20
     each = np.array(times) / patches * 1e3
@@ -205,8 +205,8 @@ def measure(rung: Rung, settings: NetSettings, where: torch.device, size: Sizes)
     }  # fmt: skip
     if where.type == "cuda":
         row["peak_GB"] = torch.cuda.max_memory_allocated(where) / 1e9
-    if before is not None and after is not None:
-        row["J_per_Gpx"] = (after - before) / (size.repeats * steps * megapixels / 1e3)
+    if used is not None:
+        row["J_per_Gpx"] = used / (size.repeats * steps * megapixels / 1e3)
     return row
 
 

@@ -88,16 +88,47 @@ def usage(where: torch.device) -> dict[str, Any]:
     return out
 
 
-def energy(where: torch.device) -> float | None:
-    """Return the energy in J that the GPU has taken since it was started; None on a CPU or without NVML."""
-    if where.type != "cuda":
-        return None
-    import pynvml
+class Meter:
+    """What a GPU is doing, through NVML; nothing on a CPU or without a driver.
 
-    try:
-        return pynvml.nvmlDeviceGetTotalEnergyConsumption(_nvml_handle(where)) / 1000
-    except pynvml.NVMLError:
-        return None
+    Parameters
+    ----------
+    where : torch.device
+    """
+
+    def __init__(self, where: torch.device):
+        self.where, self.handle = where, None
+        if where.type == "cuda":
+            import pynvml
+
+            with contextlib.suppress(pynvml.NVMLError):
+                self.handle = _nvml_handle(where)
+        self.first = self.energy()
+
+    def energy(self) -> float | None:
+        """Return the energy in J since the driver was loaded."""
+        if self.handle is None:
+            return None
+        import pynvml
+
+        try:
+            return pynvml.nvmlDeviceGetTotalEnergyConsumption(self.handle) / 1000
+        except pynvml.NVMLError:
+            return None
+
+    def read(self) -> tuple[float | None, float | None, float | None]:
+        """Return GPU memory in use (GB), the share of the last time in which kernels ran, and J since the start."""
+        if self.handle is None:
+            return None, None, None
+        import pynvml
+
+        try:
+            memory = pynvml.nvmlDeviceGetMemoryInfo(self.handle).used / 1e9
+            use = pynvml.nvmlDeviceGetUtilizationRates(self.handle).gpu / 100
+        except pynvml.NVMLError:
+            return None, None, None
+        now = self.energy()
+        return memory, use, None if now is None or self.first is None else now - self.first
 
 
 def _nvml_handle(where: torch.device) -> Any:

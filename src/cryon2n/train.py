@@ -19,18 +19,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from cryon2n import __version__, codeversion, device, excluded, files, loaders, log, pair, shards
-from cryon2n.denoise import denoise_image
+from cryon2n import __version__, codeversion, device, excluded, files, finetune, loaders, log, pair, shards
 from cryon2n.errors import InputError
 from cryon2n.settings import add_settings_arguments, build, settings_from_arguments
 from cryon2n.step import Stepper, average_decay, learning_rate
-from cryon2n.unet import NetSettings, UNet, save_weights
+from cryon2n.unet import NetSettings, UNet, load_weights, save_weights
+from cryon2n.validation import Validation, over_denoises, validate
 
 CODE = ("train.py", "step.py", "unet.py", "loaders.py")  # what makes the weights
-LOG_COLUMNS = ("step", "loss", "worst_loss", "rate", "gradient", "val_delta_umse", "seconds")
+LOG_COLUMNS = (
+    "step", "loss", "worst_loss", "rate", "gradient", "val_delta_umse", "val_bias_variance", "val_residual_noise",
+    "seconds", "gpu_memory_GB", "gpu_use", "gpu_energy_J",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,10 @@ class TrainSettings:
         Steps.
     net : dict
         Shape of the network (`unet.NetSettings`).
+    init : str or None
+        Weights to begin with (safetensors); their network's shape counts then.
+    tune : str
+        What of `init` is trained: ``all``, or ``gains``, one per channel of each layer (`finetune`).
     """
 
     steps: int = 4000
@@ -82,6 +88,8 @@ class TrainSettings:
     validate_every: int = 500
     checkpoint_every: int = 250
     net: dict[str, Any] = field(default_factory=dict)
+    init: str | None = None
+    tune: str = "all"
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "crop", "validate_every", "checkpoint_every"):
@@ -99,36 +107,34 @@ class TrainSettings:
             "precision": ("auto", "float32", "bfloat16"),
             "compile": ("auto", "on", "off"),
             "loader": loaders.LOADERS,
+            "tune": ("all", "gains"),
         }.items():
             if getattr(self, name) not in known:
                 raise InputError(f"train setting {name}: found {getattr(self, name)!r}, wanted {' or '.join(known)}")
-
-
-@torch.no_grad()
-def delta_umse(net: UNet, pairs: list[pair.Pair], precision: str) -> float:
-    """Difference in mean squared error to the truth between the network and the raw half.
-
-    ``mean((f(o) - e)²) - mean((o - e)²)``, over both directions and all micrographs: the noise of e
-    cancels, so it needs no estimate of it.  Negative is better than raw; only differences between
-    networks mean something.
-    """
-    deltas = []
-    for p in pairs:
-        for x, y in ((p.a, p.b), (p.b, p.a)):
-            f = denoise_image(net, x, precision=precision)[p.valid]
-            x, y = x[p.valid], y[p.valid]
-            deltas.append(float(((f - y) ** 2 - (x - y) ** 2).mean(dtype=np.float64)))
-    return float(np.mean(deltas))
+        if self.tune == "gains" and self.init is None:
+            raise InputError("train setting tune: gains are those of given weights; name them in init")
+        if self.init is not None and self.net:
+            raise InputError(f"train setting net: the shape is that of {self.init} (init); leave net out")
 
 
 def fingerprint(settings: TrainSettings, manifest: dict[str, Any]) -> str:
     """Hash of everything that makes the weights: settings, data, code and torch's version."""
     # How often to look and where the data lies do not change the weights.
     values = {k: v for k, v in asdict(settings).items() if k not in ("validate_every", "checkpoint_every", "loader")}
+    if settings.init is not None:
+        values["init"] = files.sha256_of(Path(settings.init))
     data = [manifest["arrays"][side]["sha256"] for side in "ab"]
     code = codeversion.code_version(*CODE)
     text = json.dumps([values, data, code, torch.__version__], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def first_network(settings: TrainSettings) -> UNet:
+    """Return the network that a training begins with."""
+    if settings.init is None:
+        return UNet(build(NetSettings, settings.net, "train: net"))
+    net, _ = load_weights(settings.init)
+    return finetune.with_gains(net) if settings.tune == "gains" else net.train()
 
 
 class State:
@@ -136,9 +142,7 @@ class State:
 
     def __init__(self, settings: TrainSettings, where: torch.device, precision: str):
         torch.manual_seed(settings.seed)
-        net_settings = build(NetSettings, settings.net, "train: net")
-        self.net = UNet(net_settings).to(where, memory_format=torch.channels_last)
-        self.average = UNet(net_settings).to(where, memory_format=torch.channels_last)
+        self.net, self.average = (first_network(settings).to(where, memory_format=torch.channels_last) for _ in "na")
         self.average.load_state_dict(self.net.state_dict())
         self.average.requires_grad_(False).eval()
         self.compiled = settings.compile == "on" or (settings.compile == "auto" and where.type == "cuda")
@@ -154,6 +158,29 @@ class State:
         self.step = 0
         self.seconds = 0.0
         self.rows: list[dict[str, Any]] = []
+        self.meter = device.Meter(where)
+
+    def log_row(self, losses: torch.Tensor, rate: float, held_out: Validation | None) -> None:
+        """Add a row to the log; waits for the GPU."""
+        values = (
+            (None,) * 3 if held_out is None else (held_out.delta_umse, held_out.bias_variance, held_out.residual_noise)
+        )
+        row = (self.step, float(losses.mean()), float(losses.max()), rate, float(self.stepper.norm), *values)
+        used = self.meter.read()
+        self.rows.append(dict(zip(LOG_COLUMNS, (*row, round(self.seconds, 2), *used), strict=True)))
+
+    def validations(self) -> list[Validation]:
+        """Return what the log says of the held-out micrographs."""
+        names = ("val_delta_umse", "val_bias_variance", "val_residual_noise")
+        return [Validation(*(row[n] for n in names)) for row in self.rows if row[names[0]] is not None]
+
+    def result(self) -> UNet:
+        """Return the averaged network, with gains folded into its weights."""
+        if not any(isinstance(m, finetune.GainConv) for m in self.average.modules()):
+            return self.average
+        plain = UNet(self.average.settings).to(next(self.average.parameters()).device)
+        plain.load_state_dict(finetune.folded(self.average))
+        return plain.eval()
 
     def save(self, path: Path, mark: str) -> None:
         """Write the checkpoint atomically."""
@@ -216,8 +243,8 @@ def train(
     n_bytes = 2 * 2 * math.prod(manifest["shape"])
     kind, why = loaders.choose_loader(settings.loader, n_bytes, where)
     loader = loaders.Loader(manifest_path, kind, settings.crop, settings.batch, settings.seed, where)
-    mark = fingerprint(settings, manifest)
     state = State(settings, where, precision)
+    mark = fingerprint(settings, manifest)
     if settings.crop % state.net.grid:
         raise InputError(f"train setting crop: found {settings.crop}, wanted a multiple of {state.net.grid} px")
     log.say(f"{device.describe(where)}, {precision}; loader {kind}: {why}")
@@ -226,7 +253,6 @@ def train(
     progress = log.Progress(settings.steps, "steps", start=state.step)
     began = time.monotonic() - state.seconds
     first, losses = state.step, []
-    last_delta = state.rows[-1]["val_delta_umse"] if state.rows else None
     for batch in loader.batches(first, settings.steps):
         rate = learning_rate(state.step, settings)
         crops = (batch.a, batch.b, batch.var_a, batch.var_b)
@@ -236,35 +262,31 @@ def train(
         state.seconds = time.monotonic() - began
 
         if state.step % settings.validate_every == 0 or state.step == settings.steps:
-            stacked = torch.stack(losses)
-            mean_loss, worst = float(stacked.mean()), float(stacked.max())  # waits for the GPU: so not in every step
-            if not math.isfinite(mean_loss):
+            held_out = validate(state.average, pairs, precision) if pairs else None
+            state.log_row(torch.stack(losses), rate, held_out)
+            if not math.isfinite(state.rows[-1]["loss"]):
                 raise InputError(
-                    f"{manifest_path}: the loss is {mean_loss} at step {state.step}; lower train: rate "
+                    f"{manifest_path}: the loss is {state.rows[-1]['loss']} at step {state.step}; lower train: rate "
                     "or take precision float32"
                 )
-            last_delta = delta_umse(state.average, pairs, precision) if pairs else None
-            values = (
-                state.step,
-                mean_loss,
-                worst,
-                rate,
-                float(state.stepper.norm),
-                last_delta,
-                round(state.seconds, 2),
-            )
-            state.rows.append(dict(zip(LOG_COLUMNS, values, strict=True)))
+            if held_out is not None and over_denoises(state.validations()):
+                log.say(
+                    f"warning: step {state.step}: the systematic error on held-out micrographs rises "
+                    f"(variance {held_out.bias_variance:.2e}) and ΔuMSE no longer falls: it begins to denoise "
+                    "too much; take fewer steps or more micrographs"
+                )
             losses = []
         if state.step % settings.checkpoint_every == 0 and state.step < settings.steps:
             state.save(checkpoint, mark)
-        note = f"loss {state.rows[-1]['loss']:.5f}" if state.rows else ""
-        progress.update(state.step, note + (f", ΔuMSE {last_delta:.5f}" if last_delta is not None else ""))
+        progress.update(state.step, _note(state.rows))
 
     pixels = settings.steps * settings.batch * settings.crop**2
     metrics = {
         "steps": state.step,
         "final_loss": state.rows[-1]["loss"],
-        "val_delta_umse": last_delta,
+        "val_delta_umse": state.rows[-1]["val_delta_umse"],
+        "val_bias_variance": state.rows[-1]["val_bias_variance"],
+        "over_denoises": over_denoises(state.validations()),
         "seconds": round(state.seconds, 2),
         "megapixels_per_second": round(pixels / 1e6 / max(state.seconds, 1e-9), 3),
         "parameters": sum(p.numel() for p in state.net.parameters()),
@@ -279,7 +301,14 @@ def train(
         "settings": asdict(settings),
         **device.usage(where),
     }
-    return state.average, metrics, state.rows
+    return state.result(), metrics, state.rows
+
+
+def _note(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return ""
+    delta = rows[-1]["val_delta_umse"]
+    return f"loss {rows[-1]['loss']:.5f}" + ("" if delta is None else f", ΔuMSE {delta:.5f}")
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

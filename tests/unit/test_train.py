@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from cryon2n import pair, train, unet
 from cryon2n.errors import InputError
-from making import command, field, white, write_pair, write_pairs, write_shards
+from cryon2n.validation import validate
+from making import command, write_pairs, write_shards
 
 CPU = torch.device("cpu")
 TINY = {
@@ -53,17 +54,6 @@ def whole_run(data, tmp_path_factory):
     return out
 
 
-def test_delta_umse_is_the_gain_over_the_raw_half(tmp_path, monkeypatch):
-    s = field(1)
-    s -= s.mean()
-    record = write_pair(tmp_path, "m", s + white(1), s + white(2))
-    p = pair.load_pair(record)
-    monkeypatch.setattr(train, "denoise_image", lambda net, x, **_: 0.5 * x)
-    # Truth: E(cx - s)² - E(x - s)² = (1 - c)² S + c² V - V with S = V = 1 and c = 1/2, in units of the scale².
-    expected = (0.25 + 0.25 - 1) / p.record["a"]["scale"] ** 2
-    assert train.delta_umse(None, [p], "float32") == pytest.approx(expected, rel=0.1)
-
-
 # ---------------------------------------------------------------------------- learning
 
 
@@ -86,7 +76,7 @@ def test_it_learns_to_beat_the_raw_half(data, tmp_path):
     # Half of the noise at least is gone (a zero image would give signal - noise: the signal is a fifth of the noise).
     signal = 0.25 / p.record["a"]["scale"] ** 2
     assert metrics["val_delta_umse"] < signal - noise - 0.1 * signal
-    assert metrics["val_delta_umse"] == pytest.approx(train.delta_umse(net, [p], "float32"))
+    assert metrics["val_delta_umse"] == pytest.approx(validate(net, [p], "float32").delta_umse)
     assert rows[-1]["loss"] < rows[0]["loss"]
 
 
@@ -203,3 +193,55 @@ def test_a_validation_micrograph_from_the_training_set_is_refused(data, tmp_path
 def test_a_negative_seed_is_a_sentence():
     with pytest.raises(InputError, match="seed: found -1"):
         train.TrainSettings(seed=-1)
+
+
+# ---------------------------------------------------------------------------- fine-tuning
+
+
+def test_tuning_begins_with_the_given_weights_and_gains_alone_move_alone(data, whole_run, tmp_path):
+    first = whole_run / "weights.safetensors"
+    changes = {"init": str(first), "net": {}, "rate": 1e-12, "weight_decay": 0.0}
+    assert command(*arguments(data, tmp_path / "still", **changes)) == 0
+    for x, y in zip(load_file(first).values(), load_file(tmp_path / "still/weights.safetensors").values(), strict=True):
+        torch.testing.assert_close(x, y, atol=1e-9, rtol=0)
+    gains = {**changes, "rate": 1e-2, "tune": "gains"}
+    assert command(*arguments(data, tmp_path / "gains", **gains)) == 0
+    before, after = load_file(first), load_file(tmp_path / "gains/weights.safetensors")
+    assert before.keys() == after.keys()
+    moved = 0
+    for name in before:
+        for x, y in zip(before[name], after[name], strict=True):
+            # Each channel's kernel is the old one times one number.
+            gain = float((x * y).sum() / (x * x).sum()) if x.any() else 1.0
+            torch.testing.assert_close(y, gain * x, atol=1e-6, rtol=1e-5)
+            moved += abs(gain - 1) > 1e-4
+    assert moved > 5
+
+
+def test_a_killed_gains_run_goes_on(data, whole_run, tmp_path):
+    settings = train.TrainSettings(
+        **{**TINY, "net": {}, "init": str(whole_run / "weights.safetensors"), "tune": "gains"}
+    )
+    whole, _, _ = train.train(data[0], [], settings, CPU, tmp_path / "none.ckpt")
+    # The checkpoint of step 8 is what a run that was killed there leaves behind.
+    checkpoint = tmp_path / "last.ckpt"
+    train.train(data[0], [], settings, CPU, checkpoint)
+    assert checkpoint.exists()
+    resumed, metrics, rows = train.train(data[0], [], settings, CPU, checkpoint)
+    assert metrics["steps"] == 12 and [row["step"] for row in rows] == [4, 8, 12]
+    for x, y in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tune": "gains"}, "gains are those of given weights"),
+        ({"init": "w.safetensors"}, "leave net out"),
+        ({"init": "missing.safetensors", "net": {}}, "missing.safetensors"),
+    ],
+)
+def test_tuning_of_nothing_is_a_sentence(changes, message, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message):
+        train.train(data[0], [], train.TrainSettings(**{**TINY, **changes}), CPU, tmp_path / "last.ckpt")

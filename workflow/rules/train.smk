@@ -17,6 +17,7 @@ rule train_unet:
         val=records("val"),
         val_halves=halves_of("val"),
         excluded="results/{dataset}/halves/excluded.tsv",
+        init=lambda wildcards: config["models"][wildcards.model].get("init") or [],
     output:
         weights="results/{dataset}/models/{model}/weights.safetensors",
         metrics="results/{dataset}/models/{model}/metrics.json",
@@ -39,6 +40,9 @@ rule train_unet:
             "train.py",
             "step.py",
             "unet.py",
+            "finetune.py",
+            "validation.py",
+            "metrics.py",
             "loaders.py",
             "shards.py",
             "denoise.py",
