@@ -22,8 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cryon2n import device, files, log
 from cryon2n.settings import add_settings_arguments, settings_from_arguments
 from cryon2n.step import Stepper
-from cryon2n.topaz_shape import TopazShape
-from cryon2n.unet import NetSettings, UNet
+from cryon2n.unet import NetSettings, make_net
 
 COLUMNS = (
     "rung", "network", "precision", "crop", "batch", "directions", "ms_per_1024", "lowest", "highest",
@@ -125,7 +124,7 @@ def synchronise(where: torch.device) -> None:
 
 def make_network(rung: Rung, settings: NetSettings) -> nn.Module:
     """Return a rung's network."""
-    return TopazShape() if rung.network == "topaz" else UNet(settings)
+    return make_net(NetSettings(kind="topaz") if rung.network == "topaz" else settings)
 
 
 def topaz_step(net: nn.Module, batch: tuple[torch.Tensor, ...]) -> Callable[[], None]:
@@ -212,21 +211,15 @@ def measure(rung: Rung, settings: NetSettings, where: torch.device, size: Sizes)
 
 def gathering(size: Sizes, where: torch.device, ones: torch.Tensor) -> Callable[[int], tuple[torch.Tensor, ...]]:
     """Return what gathers a step's crops from resident patches of 1024² (2 · crop on a CPU)."""
-    from cryon2n.loaders import apply_symmetry, plan_crops
+    from cryon2n.crops import crop_table, gather, plan_crops
 
     side = max(1024, 2 * size.crop) if where.type == "cuda" else 2 * size.crop
-    halves = [torch.randn(64, side, side, device=where).half() for _ in "ab"]
+    halves = tuple(torch.randn(64, side, side, device=where).half() for _ in "ab")
 
     def batch(step: int) -> tuple[torch.Tensor, ...]:
         plan = plan_crops(0, step, 64, side, size.crop, size.batch)
-        places = list(zip(plan.patch, plan.y, plan.x, plan.symmetry, strict=True))
-        a, b = (
-            torch.stack(
-                [apply_symmetry(h[int(i), y : y + size.crop, x : x + size.crop], int(s)) for i, y, x, s in places]
-            )[:, None]
-            for h in halves
-        )
-        return a, b, ones, ones
+        table = torch.from_numpy(crop_table(plan, plan.patch, side, size.crop)).to(where, non_blocking=True)
+        return *gather(halves, table, size.crop), ones, ones
 
     return batch
 

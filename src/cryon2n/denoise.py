@@ -10,22 +10,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from cryon2n import device, log, mrcio, pair
 from cryon2n.errors import InputError
 from cryon2n.halves import pixel_size_of, robust_mean
-from cryon2n.unet import UNet, load_weights
+from cryon2n.unet import load_weights
 
 TILE = 2048  # pixels
 
 
 @torch.no_grad()
-def denoise_image(net: UNet, image: np.ndarray, tile: int = TILE, precision: str = "auto") -> np.ndarray:
+def denoise_image(net: nn.Module, image: np.ndarray, tile: int = TILE, precision: str = "auto") -> np.ndarray:
     """Denoise one image.
 
     Parameters
     ----------
-    net : UNet
+    net : nn.Module
     image : ndarray, shape (h, w)
         In normalised units; any size.
     tile : int
@@ -68,7 +69,7 @@ def denoise_image(net: UNet, image: np.ndarray, tile: int = TILE, precision: str
     return out
 
 
-def denoise_file(net: UNet, source: Path, target: Path, pixel_size: float | None, precision: str) -> None:
+def denoise_file(net: nn.Module, source: Path, target: Path, pixel_size: float | None, precision: str) -> None:
     """Denoise one micrograph file with one normalisation for the whole image; grey levels are kept."""
     image, header = mrcio.read_mrc(source)
     if image.ndim != 2:

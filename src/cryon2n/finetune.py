@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from cryon2n.errors import InputError
+
 
 class GainConv(nn.Module):
     """Convolution with fixed kernels, each times a gain that is trained."""
@@ -32,6 +34,8 @@ def with_gains(net: nn.Module) -> nn.Module:
     """Replace every convolution of `net`, in place, by one whose gains alone are trained; returns `net`."""
     for name, child in net.named_children():
         if isinstance(child, nn.Conv2d):
+            if child.bias is not None:
+                raise InputError("train setting tune: gains want a network without additive constants; take tune: all")
             setattr(net, name, GainConv(child))
         else:
             with_gains(child)

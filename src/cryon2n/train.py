@@ -20,15 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from cryon2n import __version__, codeversion, device, excluded, files, finetune, loaders, log, pair, shards
 from cryon2n.errors import InputError
 from cryon2n.settings import add_settings_arguments, build, settings_from_arguments
 from cryon2n.step import Stepper, average_decay, learning_rate
-from cryon2n.unet import NetSettings, UNet, load_weights, save_weights
+from cryon2n.unet import NetSettings, load_weights, make_net, save_weights
 from cryon2n.validation import Validation, over_denoises, validate
 
-CODE = ("train.py", "step.py", "unet.py", "loaders.py")  # what makes the weights
+# What makes the weights: which crops, but not where the patches lie.
+CODE = ("train.py", "step.py", "unet.py", "crops.py", "loader_base.py")
 LOG_COLUMNS = (
     "step", "loss", "worst_loss", "rate", "gradient", "val_delta_umse", "val_bias_variance", "val_residual_noise",
     "seconds", "gpu_memory_GB", "gpu_use", "gpu_energy_J",
@@ -61,8 +63,12 @@ class TrainSettings:
         ``auto``, ``float32`` or ``bfloat16`` (autocast).
     compile : str
         ``auto`` (on a GPU), ``on`` or ``off``: torch.compile.
+    visit : int
+        Steps that a patch serves each time it is read; 0 for as many as its pixels fill: (patch / crop)².
     loader : str
         ``auto``, ``gpu``, ``ram`` or ``stream``.
+    ram_GB : float
+        Most memory that resident patches may take with loader ``auto``; 0 for 60 % of what is free.
     validate_every, checkpoint_every : int
         Steps.
     net : dict
@@ -84,7 +90,9 @@ class TrainSettings:
     seed: int = 0
     precision: str = "auto"
     compile: str = "auto"
+    visit: int = 0
     loader: str = "auto"
+    ram_GB: float = 0.0
     validate_every: int = 500
     checkpoint_every: int = 250
     net: dict[str, Any] = field(default_factory=dict)
@@ -95,8 +103,9 @@ class TrainSettings:
         for name in ("steps", "batch", "crop", "validate_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"train setting {name}: found {getattr(self, name)}, wanted 1 or more")
-        if self.seed < 0:
-            raise InputError(f"train setting seed: found {self.seed}, wanted 0 or more")
+        for name in ("seed", "visit", "ram_GB"):
+            if getattr(self, name) < 0:
+                raise InputError(f"train setting {name}: found {getattr(self, name)}, wanted 0 or more")
         for name in ("rate", "clip"):
             if getattr(self, name) <= 0:
                 raise InputError(f"train setting {name}: found {getattr(self, name)}, wanted more than 0")
@@ -120,7 +129,8 @@ class TrainSettings:
 def fingerprint(settings: TrainSettings, manifest: dict[str, Any]) -> str:
     """Hash of everything that makes the weights: settings, data, code and torch's version."""
     # How often to look and where the data lies do not change the weights.
-    values = {k: v for k, v in asdict(settings).items() if k not in ("validate_every", "checkpoint_every", "loader")}
+    without = ("validate_every", "checkpoint_every", "loader", "ram_GB")
+    values = {k: v for k, v in asdict(settings).items() if k not in without}
     if settings.init is not None:
         values["init"] = files.sha256_of(Path(settings.init))
     data = [manifest["arrays"][side]["sha256"] for side in "ab"]
@@ -129,10 +139,10 @@ def fingerprint(settings: TrainSettings, manifest: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def first_network(settings: TrainSettings) -> UNet:
+def first_network(settings: TrainSettings) -> nn.Module:
     """Return the network that a training begins with."""
     if settings.init is None:
-        return UNet(build(NetSettings, settings.net, "train: net"))
+        return make_net(build(NetSettings, settings.net, "train: net"))
     net, _ = load_weights(settings.init)
     return finetune.with_gains(net) if settings.tune == "gains" else net.train()
 
@@ -174,11 +184,11 @@ class State:
         names = ("val_delta_umse", "val_bias_variance", "val_residual_noise")
         return [Validation(*(row[n] for n in names)) for row in self.rows if row[names[0]] is not None]
 
-    def result(self) -> UNet:
+    def result(self) -> nn.Module:
         """Return the averaged network, with gains folded into its weights."""
         if not any(isinstance(m, finetune.GainConv) for m in self.average.modules()):
             return self.average
-        plain = UNet(self.average.settings).to(next(self.average.parameters()).device)
+        plain = make_net(self.average.settings).to(next(self.average.parameters()).device)
         plain.load_state_dict(finetune.folded(self.average))
         return plain.eval()
 
@@ -223,12 +233,12 @@ def train(
     settings: TrainSettings,
     where: torch.device,
     checkpoint: Path,
-) -> tuple[UNet, dict[str, Any], list[dict[str, Any]]]:
+) -> tuple[nn.Module, dict[str, Any], list[dict[str, Any]]]:
     """Train a network; goes on from `checkpoint` where there is one of the same run.
 
     Returns
     -------
-    net : UNet
+    net : nn.Module
         With the averaged weights.
     metrics : dict
     rows : list of dict
@@ -240,9 +250,11 @@ def train(
     if leaked:
         raise InputError(f"{', '.join(leaked)}: validation micrographs that are in the training shards; wanted others")
     precision = device.choose_precision(settings.precision, where)
-    n_bytes = 2 * 2 * math.prod(manifest["shape"])
-    kind, why = loaders.choose_loader(settings.loader, n_bytes, where)
-    loader = loaders.Loader(manifest_path, kind, settings.crop, settings.batch, settings.seed, where)
+    n_bytes = loaders.patch_bytes(*manifest["shape"][:2])
+    kind, why = loaders.choose_loader(settings.loader, n_bytes, where, settings.ram_GB)
+    loader = loaders.open_loader(
+        manifest_path, kind, settings.crop, settings.batch, settings.seed, where, settings.visit
+    )
     state = State(settings, where, precision)
     mark = fingerprint(settings, manifest)
     if settings.crop % state.net.grid:
@@ -255,13 +267,13 @@ def train(
     first, losses = state.step, []
     for batch in loader.batches(first, settings.steps):
         rate = learning_rate(state.step, settings)
-        crops = (batch.a, batch.b, batch.var_a, batch.var_b)
-        state.stepper(crops, rate, average_decay(state.step, settings))
+        state.stepper(batch.tensors(), rate, average_decay(state.step, settings))
         losses.append(state.stepper.loss.clone())
         state.step += 1
         state.seconds = time.monotonic() - began
 
         if state.step % settings.validate_every == 0 or state.step == settings.steps:
+            loader.waits.skip()
             held_out = validate(state.average, pairs, precision) if pairs else None
             state.log_row(torch.stack(losses), rate, held_out)
             if not math.isfinite(state.rows[-1]["loss"]):
@@ -277,6 +289,7 @@ def train(
                 )
             losses = []
         if state.step % settings.checkpoint_every == 0 and state.step < settings.steps:
+            loader.waits.skip()
             state.save(checkpoint, mark)
         progress.update(state.step, _note(state.rows))
 
@@ -295,6 +308,9 @@ def train(
         "compiled": state.compiled,
         "loader": kind,
         "loader_reason": why,
+        "data_wait_share": loader.waits.share(),
+        "loader_memory_GB": round(loader.buffer_bytes / 1e9, 3),
+        "loader_device_GB": round(loader.device_bytes / 1e9, 3),
         "torch": torch.__version__,
         "fingerprint": mark,
         "code": codeversion.code_version(*CODE),

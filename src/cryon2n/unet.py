@@ -8,7 +8,7 @@ and of checkerboards.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from cryon2n import files
 from cryon2n.errors import InputError
 from cryon2n.settings import build
+from cryon2n.topaz_shape import TopazShape
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,21 @@ class NetSettings:
         Channels of each level, fine to coarse; each level halves the grid.
     blocks : int
         Residual blocks per level, on the way down and on the way up.
+    kind : str
+        ``folded`` (`UNet`) or ``topaz`` (`topaz_shape.TopazShape`, for comparisons; it has one shape only).
     """
 
     stride: int = 4
     channels: tuple[int, ...] = (64, 96, 128)
     blocks: int = 1
+    kind: str = "folded"
 
     def __post_init__(self) -> None:
+        if self.kind not in ("folded", "topaz"):
+            raise InputError(f"network setting kind: found {self.kind!r}, wanted folded or topaz")
+        own = (self.stride, tuple(self.channels), self.blocks)
+        if self.kind == "topaz" and own != tuple(f.default for f in fields(self)[:-1]):
+            raise InputError("network setting kind: topaz has one shape; leave stride, channels and blocks out")
         if self.stride < 1 or self.blocks < 1 or not self.channels or min(self.channels) < 1:
             raise InputError(
                 f"network settings: found stride {self.stride}, channels {self.channels}, blocks {self.blocks}; "
@@ -147,14 +156,23 @@ def _blocks(channels: int, n: int) -> nn.Sequential:
     return nn.Sequential(*(Block(channels) for _ in range(n)))
 
 
-def save_weights(path: str | Path, net: UNet, card: dict[str, str]) -> None:
+def make_net(settings: NetSettings) -> nn.Module:
+    """Return an untrained network: (n, 1, h, w) → (n, 1, h, w), with ``settings``, ``grid`` and ``reach``."""
+    if settings.kind == "folded":
+        return UNet(settings)
+    net = TopazShape()
+    net.settings = settings
+    return net
+
+
+def save_weights(path: str | Path, net: nn.Module, card: dict[str, str]) -> None:
     """Write weights as safetensors, with the network's shape and a card (text values) in the header."""
     metadata = {"net": json.dumps(asdict(net.settings)), **card}
     with files.atomic_path(path) as temporary:
         save_file({k: v.contiguous().cpu() for k, v in net.state_dict().items()}, temporary, metadata)
 
 
-def load_weights(path: str | Path, device: torch.device | str = "cpu") -> tuple[UNet, dict[str, Any]]:
+def load_weights(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn.Module, dict[str, Any]]:
     """Load a network from safetensors; returns it in evaluation mode, and its card."""
     try:
         with safe_open(path, framework="pt") as f:
@@ -164,7 +182,7 @@ def load_weights(path: str | Path, device: torch.device | str = "cpu") -> tuple[
         raise InputError(f"{path}: cannot read the weights ({error}); wanted a file that train-unet wrote") from None
     if "net" not in card:
         raise InputError(f"{path}: holds no cryon2n network; wanted weights that train-unet wrote")
-    net = UNet(build(NetSettings, json.loads(card["net"]), str(path)))
+    net = make_net(build(NetSettings, json.loads(card["net"]), str(path)))
     try:
         net.load_state_dict(state)
     except RuntimeError:

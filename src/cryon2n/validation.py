@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 
 from cryon2n import metrics, pair
 from cryon2n.denoise import denoise_image
-from cryon2n.unet import UNet
 
 # Over-denoising: the systematic error has grown by this much over its lowest value while the whole no longer falls.
 BIAS_RISE = 1.25
@@ -36,7 +36,7 @@ class Validation:
 
 
 @torch.no_grad()
-def validate(net: UNet, pairs: Sequence[pair.Pair], precision: str) -> Validation:
+def validate(net: nn.Module, pairs: Sequence[pair.Pair], precision: str) -> Validation:
     """Denoise both halves of each micrograph and compare with the other half."""
     found = []
     for p in pairs:

@@ -158,3 +158,22 @@ def test_weights_of_another_program_or_shape_are_refused(tmp_path):
     save_file({"x": torch.zeros(2)}, path, {"net": "{}"})
     with pytest.raises(InputError, match=r"w\.safetensors"):
         unet.load_weights(path)
+
+
+def test_topaz_shape_is_the_published_one(tmp_path):
+    net = unet.make_net(unet.NetSettings(kind="topaz")).double().eval()
+    assert sum(p.numel() for p in net.parameters()) == 1_105_809
+    x = torch.randn(1, 1, 352, 352, dtype=torch.float64, requires_grad=True)
+    net(x)[0, 0, 176, 176].backward()
+    seen = (x.grad[0, 0] != 0).nonzero() - 176
+    assert seen.abs().max() <= net.reach and seen.min() == -163  # 326 px wide
+    unet.save_weights(tmp_path / "w.safetensors", net, {})
+    again, _ = unet.load_weights(tmp_path / "w.safetensors")
+    assert again.settings == net.settings and again.grid == 32
+
+
+def test_topaz_shape_has_no_other_shape():
+    with pytest.raises(InputError, match="topaz has one shape"):
+        unet.NetSettings(kind="topaz", channels=(8,))
+    with pytest.raises(InputError, match="kind: found 'unet'"):
+        unet.NetSettings(kind="unet")

@@ -34,6 +34,7 @@ rule denoise_micrograph:
         code=code_version(
             "denoise.py",
             "unet.py",
+            "topaz_shape.py",
             "device.py",
             "pair.py",
             "halves.py",
