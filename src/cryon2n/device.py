@@ -63,6 +63,12 @@ def autocast(precision: str, where: torch.device) -> torch.autocast:
     return torch.autocast(where.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
+def repeatable() -> None:
+    """Let cuDNN take only algorithms that give the same bits each time: a resumed training needs them."""
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+
+
 def describe(where: torch.device) -> str:
     """Name the device, for logs and records."""
     if where.type == "cuda":

@@ -161,9 +161,9 @@ def test_weights_of_another_program_or_shape_are_refused(tmp_path):
 
 
 def test_topaz_shape_is_the_published_one(tmp_path):
-    net = unet.make_net(unet.NetSettings(kind="topaz")).double().eval()
+    net = unet.make_net(unet.NetSettings(kind="topaz")).eval()
     assert sum(p.numel() for p in net.parameters()) == 1_105_809
-    x = torch.randn(1, 1, 384, 384, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(1, 1, 384, 384, requires_grad=True)
     net(x)[0, 0, 192, 192].backward()
     seen = (x.grad[0, 0] != 0).nonzero() - 192
     assert seen.abs().max() <= net.reach and seen.min() == -163  # of 326 px in all

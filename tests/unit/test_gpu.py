@@ -1,0 +1,81 @@
+"""What only a GPU can show; skipped without one.  The rest of the tests run on any machine."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cryon2n import denoise, movies, split, unet, verify
+from making import command, field, frames, write_movie, write_pairs, write_shards
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+GPU = torch.device("cuda")
+
+
+def test_every_fast_form_agrees_with_the_plain_one():
+    rows = verify.verify(unet.NetSettings(channels=(32, 48)), None, GPU, verify.FORMS)
+    assert not [row for row in rows if row["verdict"] != "ok"]
+    assert len(rows) == len(verify.FORMS) * len(verify.QUANTITIES)
+
+
+def test_halves_of_the_gpu_are_those_of_the_cpu(tmp_path):
+    trajectory = np.cumsum(np.random.default_rng(5).normal(0, 0.6, (8, 2)), axis=0)
+    path = write_movie(tmp_path / "m.mrc", frames(1, 20 + 4 * field(1, (256, 288)), trajectory))
+    made = []
+    for where in ("cpu", "cuda"):
+        with movies.open_movie(path) as movie:
+            made.append(split.split_movie(movie, split.SplitSettings(dose_e_per_A2=20.0), where))
+    (a, b, cpu), (a2, b2, gpu) = (m[:3] for m in made)
+    np.testing.assert_allclose(gpu["trajectory_A"], cpu["trajectory_A"], atol=2e-3)
+    for x, y in ((a, a2), (b, b2)):
+        assert np.abs(x - y).max() < 0.02 * x.std()
+
+
+def test_denoising_on_the_gpu_is_that_of_the_cpu():
+    torch.manual_seed(1)
+    net = unet.UNet(unet.NetSettings(stride=2, channels=(8, 12), blocks=1)).eval()
+    for p in net.parameters():
+        torch.nn.init.kaiming_normal_(p, a=0.1)
+    image = field(3, (300, 260)).astype(np.float32)
+    tf32 = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        cpu = denoise.denoise_image(net, image, precision="float32")
+        gpu = denoise.denoise_image(net.to(GPU), image, precision="float32")
+    finally:
+        torch.backends.cudnn.allow_tf32 = tf32
+    assert np.abs(cpu - gpu).max() < 1e-5 * np.abs(cpu).max()
+
+
+def test_a_run_killed_on_the_gpu_ends_with_the_same_weights(tmp_path):
+    records = write_pairs(tmp_path / "h", 2, (256, 256))
+    manifest = write_shards(tmp_path / "s", records, 128)
+    settings = {"steps": 400, "batch": 2, "crop": 64, "checkpoint_every": 20, "validate_every": 100}
+    settings["net"] = {"channels": [16, 24]}
+
+    def arguments(out):
+        return [
+            "train-unet", "--manifest", manifest, "--weights", out / "weights.safetensors", "--metrics",
+            out / "metrics.json", "--history", out / "log.csv", "--device", "cuda", "--settings", json.dumps(settings),
+        ]  # fmt: skip
+
+    assert command(*arguments(tmp_path / "whole")) == 0
+    out = tmp_path / "killed"
+    checkpoint = out / "checkpoints" / "last.ckpt"
+    process = subprocess.Popen([sys.executable, "-m", "cryon2n", *map(str, arguments(out))], start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert checkpoint.exists() and not (out / "weights.safetensors").exists()
+    assert command(*arguments(out)) == 0
+    whole, resumed = (load_file(d / "weights.safetensors") for d in (tmp_path / "whole", out))
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
