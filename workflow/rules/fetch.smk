@@ -27,7 +27,9 @@ if KIND == "phantom":
         params:
             settings=settings("source", "phantom"),
             n=len(MICROGRAPHS),
-            code=code_version("phantom.py", "phantom_molecule.py", "phantom_stage.py", "fourier.py", "mrcio.py"),
+            code=code_version(
+                "phantom.py", "phantom_molecule.py", "phantom_record.py", "phantom_stage.py", "fourier.py", "mrcio.py"
+            ),
         shell:
             "cryon2n simulate-references --settings {params.settings:q} --set n_movies={params.n} --gain {output.gain:q} --dark {output.dark:q} "
             "--entry {output.entry:q} 2>&1 | tee {log:q}"
@@ -53,7 +55,9 @@ if KIND == "phantom":
         params:
             settings=settings("source", "phantom"),
             index=lambda wildcards: MICROGRAPHS.index(wildcards.mic),
-            code=code_version("phantom.py", "phantom_molecule.py", "phantom_stage.py", "fourier.py", "mrcio.py"),
+            code=code_version(
+                "phantom.py", "phantom_molecule.py", "phantom_record.py", "phantom_stage.py", "fourier.py", "mrcio.py"
+            ),
         shell:
             "cryon2n simulate-movie --settings {params.settings:q} --index {params.index} --name {wildcards.mic:q} "
             "--gain {input.gain:q} --dark {input.dark:q} --movie {output.movie:q} --truth {output.truth:q} "
