@@ -26,6 +26,7 @@ include: "workflow/rules/train.smk"
 include: "workflow/rules/denoise.smk"
 include: "workflow/rules/compare.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/bench.smk"
 
 
 onstart:

@@ -30,7 +30,7 @@ from network_ablation import data  # noqa: E402
 from network_ablation.variants import VARIANTS  # noqa: E402
 
 from cryon2n import device, files, log  # noqa: E402
-from cryon2n.loaders import apply_symmetry, plan_crops  # noqa: E402
+from cryon2n.crops import apply_symmetry, plan_crops  # noqa: E402
 from cryon2n.step import Stepper, average_decay, learning_rate  # noqa: E402
 
 COLUMNS = ["variant", "parameters", "ms", "Mpx_per_s", "TFLOP_per_s", "seed", "steps", "dB", "delta_umse", "worst_loss"]

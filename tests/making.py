@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cryon2n import cli, fourier, movies, mrcio, shards
+from cryon2n import cli, fourier, movies, mrcio, shards_write
 from cryon2n.halves import normalise_equal, write_halves
+from cryon2n.shards_tiles import ShardSettings
 
 
 def command(*args):
@@ -92,5 +93,5 @@ def write_pairs(directory, n=3, shape=(128, 160), amplitude=0.5, first=0):
 
 def write_shards(directory, records, patch=64):
     """Write patch shards of the records; returns the manifest's path."""
-    shards.write_shards(records, {"val": [], "test": []}, Path(directory), shards.ShardSettings(patch=patch))
+    shards_write.write_shards(records, {"val": [], "test": []}, Path(directory), ShardSettings(patch=patch))
     return Path(directory) / "manifest.json"

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.interpolate import make_interp_spline
+from scipy.interpolate import BSpline, make_interp_spline
 
-COARSE_STEP = 48  # pixels between the places at which smooth fields are evaluated before interpolation
+# Between the places at which smooth fields are evaluated before interpolation:
+COARSE_STEP = 48  # pixels, at least, and
+COARSE_STEPS = 40  # along a side, at most
 
 
 @dataclass(frozen=True)
@@ -62,21 +64,18 @@ def from_grid(values: np.ndarray, shape: tuple[int, int], pixel_size: float) -> 
 
     The grid's first and last places are the middles of the first and last pixels of an image of `shape`.
     """
-    sizes = values.shape[1:3]
+    splines = [interpolation(np.linspace(0, n - 1, size)) for n, size in zip(shape, values.shape[1:3], strict=True)]
 
     def displacement(t: int, places: np.ndarray) -> np.ndarray:
-        weights = [
-            interpolation(np.linspace(0, shape[axis] - 1, sizes[axis]), np.clip(places[:, axis], 0, shape[axis] - 1))
-            for axis in (0, 1)
-        ]
-        return np.einsum("ki,kj,ijc->kc", *weights, values[t])
+        rows, columns = (splines[axis](np.clip(places[:, axis], 0, shape[axis] - 1)) for axis in (0, 1))
+        return np.einsum("kj,kjc->kc", columns, np.tensordot(rows, values[t], 1))
 
     return Field(displacement, len(values), pixel_size, in_frame=False)
 
 
-def interpolation(knots: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Return the matrix (len(at), len(knots)) that interpolates values on `knots` by a cubic spline."""
-    return make_interp_spline(knots, np.eye(len(knots)), k=min(3, len(knots) - 1))(at)
+def interpolation(knots: np.ndarray) -> BSpline:
+    """Return the cubic spline that gives, at places (k,), the matrix (k, n) which interpolates values on n `knots`."""
+    return make_interp_spline(knots, np.eye(len(knots)), k=min(3, len(knots) - 1))
 
 
 def grid(shape: tuple[int, int], number: int) -> np.ndarray:
@@ -110,7 +109,7 @@ class Coarse:
 
 def coarse(shape: tuple[int, int]) -> Coarse:
     """Return the coarse places of an image of `shape`."""
-    axes = [np.linspace(0, n - 1, max(5, -(-n // COARSE_STEP) + 1)) for n in shape]
+    axes = [np.linspace(0, n - 1, max(5, min(COARSE_STEPS, -(-n // COARSE_STEP)) + 1)) for n in shape]
     places = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
-    rows, columns = (interpolation(axis, np.arange(n)) for axis, n in zip(axes, shape, strict=True))
+    rows, columns = (interpolation(axis)(np.arange(n)) for axis, n in zip(axes, shape, strict=True))
     return Coarse(places, rows, columns)

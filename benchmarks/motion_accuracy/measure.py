@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from cryon2n import fourier
-from cryon2n.motion import fast_size
+from cryon2n import alignment, fourier, motion
 from motion_accuracy import spline
 from motion_accuracy.field import Field, coarse, constant, grid
 from motion_accuracy.simulate import Movie
@@ -56,17 +55,35 @@ def kept(error: np.ndarray, resolution: float) -> float:
 def field_errors(field: Field, movie: Movie) -> dict[str, float]:
     """Return what a field's error is, everywhere (``local_A``) and in the mean over the image (``global_A``), Å.
 
+    ``bend_A`` is the error of what departs from the mean over the image.
     ``kept_4A`` is the share of the amplitude at 4 Å that the error leaves (`kept`): what the FRC of one movie's raw
     halves, which ends at 10 to 20 Å, cannot show.
     """
     places = grid(movie.shape, PLACES)
     error = centred(relative(field, movie.truth, places) - movie.truth.corrected(places))
-    return {"global_A": rms(error.mean(axis=1)), "local_A": rms(error), "kept_4A": kept(error, 4.0)}
+    mean = error.mean(axis=1, keepdims=True)
+    return {"global_A": rms(mean), "local_A": rms(error), "bend_A": rms(error - mean), "kept_4A": kept(error, 4.0)}
 
 
 def best_global(movie: Movie) -> Field:
     """Return the trajectory that is nearest to the true field: its mean over the image."""
     return constant(movie.truth.corrected(grid(movie.shape, PLACES)).mean(axis=1), movie.pixel_size)
+
+
+def frame_bound(movie: Movie, device: torch.device | str = "cpu") -> float:
+    """Return the RMS error in Å of a trajectory whose frames are each located apart, as well as can be.
+
+    The Cramér-Rao bound, from the Fisher information of frames that stand where the mean of the known field puts
+    them, to 4 Å.  Who knows that trajectories are smooth can stay below.
+    """
+    spectra = torch.stack([torch.fft.rfft2(torch.from_numpy(f).to(device).float()) for f in movie.counts])
+    bins, images = motion.cut_band(spectra, movie.shape, (movie.pixel_size,) * 2, motion.MotionSettings().resolution_A)
+    q = alignment.damage_factors(bins, len(images), movie.dose_per_frame)
+    for image, factor in zip(images, q, strict=True):
+        image *= alignment.on_bins(bins, factor)
+    alignment.move_back(bins, images, best_global(movie).corrected(np.zeros((1, 2)))[:, 0])
+    weights = alignment.make_weights(bins, alignment.measure_spectrum(bins, [images], q), q)
+    return float(np.sqrt(2 * (1 / weights.information).mean()))
 
 
 def polynomial_terms(t: np.ndarray, places: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -116,7 +133,7 @@ class Halves:
         """Return the sums (2, h, w) of the even and of the odd frames, corrected by each of the fields."""
         movie, inside = self.movie, tuple(slice(self.margin, self.margin + n) for n in self.size)
         displacements = [relative(field, movie.truth, self.points.places) / movie.pixel_size for field in fields]
-        fast = tuple(fast_size(n + 2 * spline.SETTLED) for n in movie.shape)
+        fast = tuple(motion.fast_size(n + 2 * spline.SETTLED) for n in movie.shape)
         sums = [torch.zeros((2, *self.size), device=self.device) for _ in fields]
         for t, frame in enumerate(movie.counts):
             coefficients = spline.coefficients(torch.from_numpy(frame).to(self.device).float(), fast)

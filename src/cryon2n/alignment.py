@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from cryon2n import dose
+
 TAU = 2 * np.pi
 
 
@@ -117,14 +119,11 @@ def phases(grid: Grid, shifts: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def damage_factors(grid: Grid, n: int, dose_per_image: float | None) -> np.ndarray:
-    """Return q_t of images that follow one another in an exposure, shape (n, n_rings).
+    """Return q_t (`dose.amplitude_left`) of images that follow one another in an exposure, shape (n, n_rings).
 
-    exp(-N / (2 Nc(s))), with the dose N at the image's middle and the critical dose
-    Nc(s) = 0.245 s^-1.665 + 2.81 e⁻/Å² at 300 kV (Grant & Grigorieff, eLife 2015, equation 3).
+    After the dose at each image's middle; `dose_per_image` in e⁻/Å² at 300 kV, None for no damage.
     """
-    critical = 0.245 * np.maximum(grid.ring_s, grid.ring_width / 2) ** -1.665 + 2.81
-    dose = (np.arange(n) + 0.5) * (dose_per_image or 0.0)
-    return np.exp(-dose[:, None] / (2 * critical))
+    return dose.amplitude_left(grid.ring_s, (np.arange(n) + 0.5) * (dose_per_image or 0.0))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cryon2n import audit_checks as checks
-from cryon2n import excluded, files, fourier, log, pair
+from cryon2n import dose, excluded, files, fourier, log, pair
 from cryon2n.audit_rules import PATTERN_Z, POOLED, SIGNIFICANT, AuditSettings, check_verdict, judge, summary
 from cryon2n.errors import InputError
 from cryon2n.settings import add_settings_arguments, settings_from_arguments
@@ -70,6 +70,12 @@ def check_records(records: list[tuple[Path, dict[str, Any]]]) -> None:
                 f"{path}: frame {min(both)} is in both halves ({len(both)} such frames); their noises are not "
                 "independent: make the halves again, of different frames"
             )
+        members = [frame for group in record.get("groups") or [] for frame in group["frames"]]
+        if sorted(members) != sorted(set(members)):
+            raise InputError(
+                f"{path}: a frame is in two of the {len(record['groups'])} groups; their noises are not independent: "
+                "split the movie again"
+            )
         for side in "ab":
             what, own = f"half {side} of {name}", record[side]["sha256"]
             if own in owners and len(own) == 64:
@@ -125,7 +131,7 @@ def measure_pair(halves: pair.Pair, other: pair.Pair | None) -> tuple[dict[str, 
         "motion_A": float("nan") if path is None else travelled(path),
         "line_z": line_z,
         "line": line,
-        "dead_percent": checks.dead_percent(a, b),
+        "dead_percent": checks.dead_percent(a, b) + float(record.get("repaired_area_percent") or 0),
         "outlying_percent": checks.outlying_percent(halves.full[halves.valid]),
         "electrons_per_A2": record["full"]["offset"] / halves.pixel_size**2 if counted else float("nan"),
         "brightness_z": float("nan"),
@@ -150,6 +156,7 @@ def measure_pair(halves: pair.Pair, other: pair.Pair | None) -> tuple[dict[str, 
     scale = record["a"]["scale"] * other.record["b"]["scale"]
     product = row["electrons"] * float(other.record["b"]["offset"])
     row["pattern_to_spread"] = float(power * scale / product) if counted and product > 0 else float("nan")
+    row["pattern_to_spread"] /= pattern_kept(record, other.record, r)
     if row["cross_correlation_z"] > PATTERN_Z:
         row["gain_spread_percent"] = 100 * float(np.sqrt(row["cross_correlation"] * row["pattern_to_spread"]))
     # What any two micrographs share (illumination, an ice gradient) does not make a pair.
@@ -158,6 +165,20 @@ def measure_pair(halves: pair.Pair, other: pair.Pair | None) -> tuple[dict[str, 
     if shared > CHANCE:
         row["pairing_z"] = signal_z / max(1.0, 2 * shared / SIGNIFICANT)
     return row, r, pattern
+
+
+def pattern_kept(record: dict[str, Any], other: dict[str, Any], r: checks.Rings) -> float:
+    """Return what dose weighting leaves of the product of two fixed patterns, relative to the noise: 1 without it.
+
+    All frames hold the same pattern, weakened by their mean weight; `r` are the rings of images of this size.
+    """
+    kept = np.ones(len(r.frequencies))
+    for side, known in (("a", record), ("b", other)):
+        own = known[side]
+        if known.get("dose_weighted") and own.get("dose_e_per_A2") and known.get("voltage_kV"):
+            doses = np.array(own["frames"]) * (own["dose_e_per_A2"] / own["n_frames"])
+            kept *= dose.mean_weight(r.frequencies, doses, known["voltage_kV"])
+    return r.mean(kept, r.band(checks.HIGH_PASS))
 
 
 def made_elsewhere(record: dict[str, Any]) -> bool:

@@ -20,12 +20,13 @@ STAGES = {
     "empiar": ("empiar_sheet", "show an EMPIAR entry, or write its movie sheet"),
     "fetch-movie": ("download", "download one file of an EMPIAR entry, resumed and verified"),
     "check-gain": ("gain", "tell which orientation of a gain reference fits a movie's counts"),
-    "split-halves": ("split", "align a movie's frames and sum its even and its odd frames"),
+    "split-halves": ("split_stage", "align a movie's frames and sum its even and its odd frames"),
     "import": ("import_folder", "find and verify the halves in another program's folder, write their sheet"),
     "import-halves": ("halves_import", "take halves that another program made"),
     "audit-halves": ("audit", "check that the halves' noises are independent and alike"),
     "plot-halves": ("halves_figure", "draw a micrograph's halves, motion, FRC and spectra"),
-    "write-shards": ("shards", "write the patches that training reads"),
+    "write-shards": ("shards_write", "write the patches that training reads"),
+    "shards": ("shards_tools", "verify patch shards, say what they are, or export them"),
     "train-unet": ("train", "train a denoiser on patch shards"),
     "denoise-micrograph": ("denoise", "denoise a micrograph (its halves, or one image) with trained weights"),
     "tune-filter": ("filters", "choose a classical filter's setting on the validation micrographs"),
@@ -35,6 +36,7 @@ STAGES = {
     "score-method": ("compare", "score one method on the test micrographs"),
     "summarise": ("compare", "pool the scores of all methods, with confidence intervals"),
     "verify": ("verify", "check every fast form of network and training step against the plain one"),
+    "bench": ("bench", "measure this machine: the training ladder, the loaders"),
     "write-report": ("report", "write the report and the gallery"),
 }
 

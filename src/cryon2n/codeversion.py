@@ -14,7 +14,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent
 
 # Modules that carry no numbers: every stage imports them, and editing one must not cost hours of GPU.
-NUMBERLESS = {"__init__", "cli", "codeversion", "errors", "excluded", "files", "log", "methods", "settings"}
+NUMBERLESS = {"__init__", "cli", "codeversion", "errors", "excluded", "files", "log", "memory", "methods", "settings"}
 
 
 def code_version(*modules: str, package: Path = PACKAGE) -> str:

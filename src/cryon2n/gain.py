@@ -11,7 +11,8 @@ Correcting with a gain of slope β changes the variance of the fixed pattern fro
 β > 1/2 is where a gain does more good than harm, whatever its own noise (which lowers β), and the
 orientation of the largest β is the one that leaves least.
 
-Only tiles spread over the frame are read: counting statistics decide long before all pixels are used.
+Only tiles spread over the frame are read (`gain_tiles`): counting statistics decide long before all pixels
+are used.
 """
 
 import argparse
@@ -21,15 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage, special
+from scipy import special
 
-from cryon2n import log, movies, references
+from cryon2n import gain_tiles, log, movies, references
 from cryon2n.errors import InputError
+from cryon2n.gain_tiles import WINDOW, Image
 
-WINDOW = 9  # pixels; of the local mean: wider than a super-resolution camera's 2 x 2 pixels, narrower than molecules
-BORDER = WINDOW // 2  # pixels read around each tile
-TILES = 8  # along each axis; they are also the samples of the standard error
-TILE = 256  # pixels, at most; 2048² in all: an error of 0.004 at 20 counts per pixel and a spread of 0.03
 OUTLIER = 6.0  # standard deviations; hot pixels lie far beyond, 4 million good ones within
 FLAT = 1e-3  # spread of a gain too even to do harm: the noise of 1000 counts is 30 times that
 HELPS = 0.5  # slope from which a gain removes more pattern than it adds (see above)
@@ -143,7 +141,7 @@ class GainCheck:
 
 
 def check_gain(
-    stacks: Sequence[np.ndarray],
+    stacks: Sequence[Sequence[Image]],
     gain: np.ndarray,
     dark: np.ndarray | None = None,
     transform: str = "none",
@@ -153,8 +151,8 @@ def check_gain(
 
     Parameters
     ----------
-    stacks : sequence of ndarray, each of shape (n_frames, h, w)
-        Raw counts of one or more movies of one detector; they are pooled.
+    stacks : sequence of sequences of frames, ndarrays or tensors of shape (h, w)
+        Raw counts of one or more movies of one detector; they are pooled.  Tensors may lie on a GPU.
     gain : ndarray, shape (h, w) or (w, h)
         As it is stored, not turned; multiplies counts.
     dark : ndarray of the gain's shape, or None
@@ -165,11 +163,11 @@ def check_gain(
         False looks no further where `transform` fits so well that no other orientation could be clearly
         better.
     """
-    frame_shape = stacks[0].shape[1:]
+    frame_shape = tuple(stacks[0][0].shape)
     slopes: dict[str, Slope | None] = dict.fromkeys(movies.TRANSFORMS)
     if min(frame_shape) < 2 * WINDOW:
         return GainCheck("undecided", transform, transform, slopes)
-    total = sum(_sum_tiles(frames) for frames in stacks)
+    total = sum(gain_tiles.sum_tiles(frames) for frames in stacks)
     n_frames = sum(len(frames) for frames in stacks)
     spread = np.inf
     counts = None
@@ -177,13 +175,12 @@ def check_gain(
     for name in sorted(fitting, key=lambda name: name != transform):
         turn = movies.TRANSFORMS[name]
         if counts is None or dark is not None:
-            offset = 0.0 if dark is None else n_frames * _tiles(turn(dark))
-            counts = _inner(relative(total - offset, np.isfinite(total)))
-        multiplier = _tiles(turn(gain))
-        positive = multiplier > 0
-        inverse = np.divide(1, multiplier, where=positive, out=np.zeros_like(multiplier))
-        response = _inner(relative(inverse, positive))
-        spread = min(spread, _deviation(*response))
+            offset = 0.0 if dark is None else n_frames * gain_tiles.like(total, gain_tiles.tiles(turn(dark)))
+            counts = gain_tiles.inner(relative(total - offset, abs(total) < np.inf))
+        multiplier = gain_tiles.like(total, gain_tiles.tiles(turn(gain)))
+        with np.errstate(divide="ignore"):
+            response = gain_tiles.inner(relative(1 / multiplier, multiplier > 0))
+        spread = min(spread, gain_tiles.deviation(*response))
         slopes[name] = regress(*counts, *response)
         # Right is 1 or little below (the reference's own noise): none beats that by the margin.
         if not thorough and name == transform and slopes[name] is not None and slopes[name].low > 1 - MARGIN:
@@ -226,41 +223,40 @@ def _exceeds(one: Slope, other: Slope, sign: int) -> bool:
     return sign * (one.value - other.value) > max(MARGIN, max(one.bound, other.bound) * error)
 
 
-def relative(x: np.ndarray, good: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def relative(x: Image, good: Image) -> tuple[Image, Image]:
     """Return x over its local mean, less 1, and the pixels where that can be trusted.
 
     Parameters
     ----------
-    x : ndarray, shape (..., h, w)
-    good : ndarray of bool, shape (..., h, w)
+    x : ndarray or tensor, shape (..., h, w)
+    good : ndarray or tensor of bool, shape (..., h, w)
         The pixels to use; the rest enter no mean.
 
     Returns
     -------
-    deviation : ndarray, shape (..., h, w), float32
+    deviation : of the kind of x, shape (..., h, w), float32
         0 where it cannot be trusted.
-    good : ndarray of bool, shape (..., h, w)
+    good : of the kind of x, bool, shape (..., h, w)
         `good` less what stands more than `OUTLIER` standard deviations out (hot and dead pixels).
     """
-    deviation = np.zeros(x.shape, np.float32)
-    size = (1,) * (x.ndim - 2) + (WINDOW, WINDOW)
+    where = gain_tiles.library(x).where
     # Twice, so that hot pixels do not lift the local mean of their neighbours.
     for _ in range(2):
-        weight = ndimage.uniform_filter(good.astype(np.float32), size, mode="constant")
-        local = ndimage.uniform_filter(np.where(good, x, 0).astype(np.float32), size, mode="constant")
+        weight = gain_tiles.local_mean(good)
+        local = gain_tiles.local_mean(where(good, x, 0))
         usable = good & (weight > 0.5 / WINDOW**2) & (local > 0)
-        deviation[...] = 0
-        deviation[usable] = x[usable] * weight[usable] / local[usable] - 1
+        with np.errstate(divide="ignore", invalid="ignore"):
+            deviation = where(usable, x * weight / local - 1, 0)
         # A standard deviation rather than a median's: that of few counts per pixel is 0.
         for _ in range(10):
-            good = usable & (np.abs(deviation) <= OUTLIER * _deviation(deviation, usable))
-            if np.array_equal(good, usable):
+            good = usable & (abs(deviation) <= OUTLIER * gain_tiles.deviation(deviation, usable))
+            if bool((good == usable).all()):
                 break
             usable = good
-    return np.where(good, deviation, 0), good
+    return where(good, deviation, 0), good
 
 
-def regress(u: np.ndarray, good_u: np.ndarray, v: np.ndarray, good_v: np.ndarray) -> Slope | None:
+def regress(u: Image, good_u: Image, v: Image, good_v: Image) -> Slope | None:
     """Fit u = β v + one constant per tile.
 
     The error is that of the tiles' scatter (a cluster-robust one: Cameron & Miller 2015, J. Hum. Resour.
@@ -268,8 +264,8 @@ def regress(u: np.ndarray, good_u: np.ndarray, v: np.ndarray, good_v: np.ndarray
 
     Parameters
     ----------
-    u, v : ndarray, shape (n_tiles, h, w)
-    good_u, good_v : ndarray of bool, shape (n_tiles, h, w)
+    u, v : ndarray or tensor, shape (n_tiles, h, w)
+    good_u, good_v : ndarray or tensor of bool, shape (n_tiles, h, w)
 
     Returns
     -------
@@ -277,16 +273,15 @@ def regress(u: np.ndarray, good_u: np.ndarray, v: np.ndarray, good_v: np.ndarray
         None where fewer than 8 tiles have half of their pixels good, or nothing varies.
     """
     good = good_u & good_v
-    good &= (good.mean(axis=(1, 2)) >= 0.5)[:, None, None]
-    n = good.sum(axis=(1, 2))
+    h, w = good.shape[1:]
+    good &= (2 * good.sum((1, 2)) >= h * w)[:, None, None]
+    u, v = (gain_tiles.library(x).where(good, x, 0) for x in (u, v))
+    n, sum_u, sum_v, uv, vv, uu = gain_tiles.sums([good, u, v, u * v, v * v, u * u])
     tiles = int(np.count_nonzero(n))
     if tiles < 8:
         return None
-    # float32 pixels, float64 sums
-    u, v = (np.where(good, x, 0) for x in (u, v))
-    mean_u, mean_v = (x.sum(axis=(1, 2), dtype=np.float64) / np.maximum(n, 1) for x in (u, v))
-    uv, vv, uu = (np.einsum("tyx,tyx->t", a, b, dtype=np.float64) for a, b in ((u, v), (v, v), (u, u)))
-    uv, vv, uu = uv - n * mean_u * mean_v, vv - n * mean_v**2, uu - n * mean_u**2
+    some = np.maximum(n, 1)
+    uv, vv, uu = uv - sum_u * sum_v / some, vv - sum_v**2 / some, uu - sum_u**2 / some
     if not (vv.sum() > 0 and uu.sum() > 0):
         return None
     value = uv.sum() / vv.sum()
@@ -299,38 +294,6 @@ def regress(u: np.ndarray, good_u: np.ndarray, v: np.ndarray, good_v: np.ndarray
 def _scatter(influence: np.ndarray) -> float:
     n = len(influence)
     return float(np.sqrt(n / (n - 1) * np.sum(influence**2)))
-
-
-def _deviation(x: np.ndarray, good: np.ndarray) -> float:
-    return float(x[good].std(dtype=np.float64)) if good.any() else 0.0
-
-
-def _corners(length: int) -> tuple[np.ndarray, int]:
-    """Return the first pixels of the tiles along one axis, and their size: both with their margin."""
-    inner = length - 2 * BORDER
-    count = max(1, min(TILES, inner // 8))
-    part = inner // count
-    size = min(part, TILE)
-    return np.arange(count) * part + (part - size) // 2, size + 2 * BORDER
-
-
-def _inner(pair: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Cut the margin off: there the mean is one-sided, and a mere ramp deviates from it."""
-    inside = slice(BORDER, -BORDER)
-    return pair[0][:, inside, inside], pair[1][:, inside, inside]
-
-
-def _tiles(image: np.ndarray) -> np.ndarray:
-    """Cut an image (h, w) into its tiles (n_tiles, tile_h, tile_w), float32, in the middle of equal parts."""
-    (rows, h), (columns, w) = _corners(image.shape[0]), _corners(image.shape[1])
-    return np.stack([image[y : y + h, x : x + w] for y in rows for x in columns]).astype(np.float32)
-
-
-def _sum_tiles(frames: np.ndarray) -> np.ndarray:
-    total = _tiles(frames[0])
-    for index in range(1, len(frames)):
-        total += _tiles(frames[index])
-    return total
 
 
 # ---------------------------------------------------------------------------- command

@@ -4,6 +4,7 @@ What every maker of halves shares: `split` makes them from a movie, `halves_impo
 """
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 
 from cryon2n import __version__, files, mrcio, pair
 from cryon2n.errors import InputError
+
+GROUPS_ENDING = "_groups.mrc"
 
 
 def pixel_size_of(header: float | None, given: float | None, path: Path) -> float:
@@ -58,34 +61,73 @@ def normalise_equal(
         ``a``, ``b`` and ``full``, with ``offset``, ``scale`` and (for the halves) ``noise_var``.
     """
     y0, y1, x0, x1 = valid
-    inner = [x[y0:y1, x0:x1] for x in (a, b)]
-    offsets = [robust_mean(x) for x in inner]
-    per_frame = [(x - o) / n for x, o, n in zip(inner, offsets, n_frames, strict=True)]
-    unit = float(np.sqrt(np.mean([x.var(dtype=np.float64) for x in per_frame])))
+    variances = [x[y0:y1, x0:x1].var(dtype=np.float64) / n**2 for x, n in zip((a, b), n_frames, strict=True)]
+    unit = float(np.sqrt(np.mean(variances)))
     if unit == 0:
         raise InputError("both halves are constant; wanted images with noise")
-    scales = [unit * n for n in n_frames]
-    difference = float((per_frame[0] - per_frame[1]).var(dtype=np.float64)) / unit**2
-    share = [(1 / n) / (1 / n_frames[0] + 1 / n_frames[1]) for n in n_frames]
-    sides = {
-        side: {"offset": offsets[i], "scale": scales[i], "noise_var": difference * share[i]}
-        for i, side in enumerate("ab")
-    }
-    return {**sides, "full": {"offset": sum(offsets), "scale": sum(scales)}}
+    sides = dict(zip("ab", normalise_groups([a, b], valid, n_frames, unit), strict=True))
+    return {**sides, "full": {key: sum(side[key] for side in sides.values()) for key in ("offset", "scale")}}
+
+
+def normalise_groups(
+    sums: Sequence[np.ndarray], valid: list[int], n_frames: Sequence[int], unit: float
+) -> list[dict[str, float]]:
+    """Offset, scale and noise variance of sums of frames of equal exposure.
+
+    The noise of one frame follows from how each sum differs from all before it together; the shares of the
+    variance that these differences tell are independent, and all of it.
+
+    Parameters
+    ----------
+    sums : sequence of ndarray, shape (h, w)
+    valid : list of int
+        [y0, y1, x0, x1].
+    n_frames : sequence of int
+        In each sum.
+    unit : float
+        What is 1 in normalised units, in one frame.
+    """
+    y0, y1, x0, x1 = valid
+    inner = [x[y0:y1, x0:x1] for x in sums]
+    before, n_before, found = inner[0], n_frames[0], []
+    for x, n in zip(inner[1:], n_frames[1:], strict=True):
+        difference = x / n - before / n_before
+        found.append(float(difference.var(dtype=np.float64)) / (1 / n + 1 / n_before))
+        if len(found) < len(inner) - 1:
+            before, n_before = before + x, n_before + n
+    noise = float(np.mean(found)) / unit**2
+    return [
+        {"offset": robust_mean(x), "scale": unit * n, "noise_var": noise / n}
+        for x, n in zip(inner, n_frames, strict=True)
+    ]
 
 
 def write_halves(
-    prefix: Path, a: np.ndarray, b: np.ndarray, record: dict[str, Any], inputs: dict[str, Path], producer: str
+    prefix: Path,
+    a: np.ndarray,
+    b: np.ndarray,
+    record: dict[str, Any],
+    inputs: dict[str, Path],
+    producer: str,
+    groups: np.ndarray | None = None,
+    known: Mapping[Path, str] | None = None,
 ) -> None:
     """Write ``{prefix}_a.mrc``, ``{prefix}_b.mrc`` and, last, the record ``{prefix}.json``.
 
-    `inputs` are the files that the halves were made from: their SHA-256 go into the record.
+    `inputs` are the files that the halves were made from: their SHA-256 go into the record.  `groups`,
+    shape (K, h, w), is what the record's ``groups`` describe; it goes into ``{prefix}_groups.mrc``.
+    `known` are SHA-256 of inputs that were computed before.
     """
+    known, paths = known or {}, list(inputs.values())
     sides = {}
     for side, image, what in (("a", a, "half a"), ("b", b, "half b")):
         path = prefix.with_name(f"{prefix.name}_{side}.mrc")
         mrcio.write_mrc(path, image, record["pixel_size_A"], what)
         sides[side] = {**record[side], "sha256": files.sha256_of(path)}
+    if groups is not None:
+        path = prefix.with_name(f"{prefix.name}{GROUPS_ENDING}")
+        mrcio.write_mrc(path, groups, record["pixel_size_A"], f"{len(groups)} groups of frames")
+        sides["group_stack"] = {"file": path.name, "sha256": files.sha256_of(path)}
     files.write_json(
         prefix.with_name(f"{prefix.name}.json"),
         {
@@ -94,19 +136,21 @@ def write_halves(
             "micrograph": prefix.name,
             **{**record, **sides},
             "producer": f"cryon2n {__version__} {producer}",
-            "inputs": _checksums(list(inputs.values())),
+            "inputs": {
+                key: known.get(path) or files.sha256_of(path)
+                for key, path in zip(checksum_keys(paths), paths, strict=True)
+            },
         },
     )
 
 
-def _checksums(paths: list[Path]) -> dict[str, str]:
-    """Return SHA-256 by file name; by folder and name where two files share a name (Warp's even/ and odd/)."""
+def checksum_keys(paths: list[Path]) -> list[str]:
+    """Return under which names a record has its inputs: with the folder where two share a name (Warp's even/, odd/)."""
     names = [path.name for path in paths]
-    keys = [p.name if names.count(p.name) == 1 else f"{p.parent.name}/{p.name}" for p in paths]
-    return {key: files.sha256_of(path) for key, path in zip(keys, paths, strict=True)}
+    return [p.name if names.count(p.name) == 1 else f"{p.parent.name}/{p.name}" for p in paths]
 
 
-def add_out_argument(parser: argparse.ArgumentParser) -> None:
-    """Add ``--out``, where `write_halves` writes."""
-    text = "writes PREFIX_a.mrc, PREFIX_b.mrc, PREFIX.json"
-    parser.add_argument("--out", type=Path, required=True, metavar="PREFIX", help=text)
+def add_out_argument(parser: argparse._ActionsContainer, required: bool = True) -> None:
+    """Add ``--out``, where `write_halves` writes, to a parser or a group of arguments."""
+    text = "writes PREFIX_a.mrc, PREFIX_b.mrc, PREFIX.json (and PREFIX_groups.mrc where groups are more than 2)"
+    parser.add_argument("--out", type=Path, required=required, metavar="PREFIX", help=text)

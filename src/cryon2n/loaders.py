@@ -1,156 +1,100 @@
 """Batches of random crops from patch shards, one interface for three places of the data.
 
 ``gpu``: all patches on the GPU.  ``ram``: all patches in memory.  ``stream``: patches stay on disk and
-are read as they are needed.  The crops of a step depend on (seed, step) alone, so every loader gives
-the same batches, and a resumed run goes on exactly where it stopped.
+are read as they are needed.  The crops of a step depend on (seed, step) alone (`crops`), so every
+loader gives the same batches, and a resumed run goes on exactly where it stopped.  Patches travel as
+float16; whoever computes casts them, on the device.
 """
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
-import psutil
 import torch
 
-from cryon2n import shards
+from cryon2n import memory
 from cryon2n.errors import InputError
+from cryon2n.loader_base import Batch, Loader
+from cryon2n.loader_resident import ResidentLoader
+from cryon2n.loader_window import WindowLoader
+from cryon2n.patch_files import PatchFiles
+
+__all__ = ["LOADERS", "Batch", "Loader", "choose_loader", "open_loader", "patch_bytes"]
 
 LOADERS = ("auto", "gpu", "ram", "stream")
 # Share of the free memory that resident patches may take; the rest is for the network and the user.
 GPU_SHARE, RAM_SHARE = 0.5, 0.6
+WORKERS = 8  # reading threads; they wait for disks rather than compute
 
 
-@dataclass(frozen=True)
-class CropPlan:
-    """Which crops one step takes: arrays of shape (batch,)."""
-
-    patch: np.ndarray
-    y: np.ndarray
-    x: np.ndarray
-    symmetry: np.ndarray  # 0 to 7, see `apply_symmetry`
+def patch_bytes(n: int, patch: int) -> int:
+    """Return the bytes of `n` patches of `patch` px: two sides, float16."""
+    return 2 * 2 * n * patch**2
 
 
-def plan_crops(seed: int, step: int, n_patches: int, patch: int, crop: int, batch: int) -> CropPlan:
-    """Draw the crops of a step from counters, not from a stream: no state to save.
+def choose_loader(wanted: str, n_bytes: int, device: torch.device, ram_GB: float = 0.0) -> tuple[str, str]:
+    """Choose the loader for `n_bytes` of patches; returns its name and the reason.
 
-    Patches come in a fresh random order each epoch, so each is used equally often.
+    Parameters
+    ----------
+    wanted : str
+        One of `LOADERS`.
+    n_bytes : int
+        Of `patch_bytes`.
+    device : torch.device
+    ram_GB : float
+        Most memory that resident patches may take; 0 for `RAM_SHARE` of what is free.
+
+    Raises
+    ------
+    InputError
+        An unknown loader, or ``gpu`` without one.
     """
-    sample = step * batch + np.arange(batch)
-    chosen = np.array([_epoch_order(seed, int(k) // n_patches, n_patches)[int(k) % n_patches] for k in sample])
-    rng = np.random.Generator(np.random.Philox(key=[seed, 2 * step + 1]))
-    y, x = rng.integers(0, patch - crop + 1, (2, batch))
-    return CropPlan(chosen, y, x, rng.integers(0, 8, batch))
-
-
-@lru_cache(maxsize=4)
-def _epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
-    return np.random.Generator(np.random.Philox(key=[seed, 2 * epoch])).permutation(n)
-
-
-def apply_symmetry(x: torch.Tensor, symmetry: int) -> torch.Tensor:
-    """Apply one of the 8 symmetries of the square to (..., h, w): bits are transpose, flip y, flip x."""
-    if symmetry & 1:
-        x = x.transpose(-1, -2)
-    dims = [d for bit, d in ((2, -2), (4, -1)) if symmetry & bit]
-    return x.flip(dims) if dims else x
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Crops of both halves, shape (batch, 1, crop, crop) float32, and their noise variances (batch,)."""
-
-    a: torch.Tensor
-    b: torch.Tensor
-    var_a: torch.Tensor
-    var_b: torch.Tensor
-
-
-def choose_loader(wanted: str, n_bytes: int, device: torch.device) -> tuple[str, str]:
-    """Choose the loader for `n_bytes` of patches; returns its name and the reason."""
     if wanted not in LOADERS:
         raise InputError(f"loader {wanted!r}: wanted one of {', '.join(LOADERS)}")
     if wanted == "gpu" and device.type != "cuda":
         raise InputError("loader 'gpu' wants a CUDA device; take 'ram' or 'auto' on this machine")
     if wanted != "auto":
         return wanted, "as asked"
+    patches = f"{n_bytes / 1e9:.2f} GB of patches"
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
         if n_bytes <= GPU_SHARE * free:
-            return (
-                "gpu",
-                f"{n_bytes / 1e9:.2f} GB of patches fit {GPU_SHARE:.0%} of {free / 1e9:.0f} GB free GPU memory",
-            )
-    free = psutil.virtual_memory().available
-    if n_bytes <= RAM_SHARE * free:
-        return (
-            "ram",
-            f"{n_bytes / 1e9:.2f} GB of patches fit {RAM_SHARE:.0%} of {free / 1e9:.0f} GB free memory",
-        )
-    return (
-        "stream",
-        f"{n_bytes / 1e9:.2f} GB of patches exceed {RAM_SHARE:.0%} of {free / 1e9:.0f} GB free memory",
-    )
+            return "gpu", f"{patches} fit {GPU_SHARE:.0%} of {free / 1e9:.0f} GB free GPU memory"
+    free, what = memory.available()
+    limit, name = RAM_SHARE * free, f"{RAM_SHARE:.0%} of {free / 1e9:.0f} GB {what}"
+    if 0 < ram_GB * 1e9 < limit:
+        limit, name = ram_GB * 1e9, f"the {ram_GB:g} GB that ram_GB allows"
+    return ("ram", f"{patches} fit {name}") if n_bytes <= limit else ("stream", f"{patches} exceed {name}")
 
 
-class Loader:
-    """Batches of crops from a manifest's patches.
+def open_loader(
+    manifest: Path,
+    kind: str,
+    crop: int,
+    batch: int,
+    seed: int,
+    device: torch.device,
+    visit: int = 0,
+    workers: int = WORKERS,
+    direct: bool = True,
+) -> Loader:
+    """Open the patches of a manifest.
 
     Parameters
     ----------
     manifest : path
     kind : str
         ``gpu``, ``ram`` or ``stream``.
-    crop, batch, seed : int
+    crop, batch, seed, visit : int
+        As `crops.plan_crops` takes them.
     device : torch.device
         Where the batches go.
+    workers : int
+        Reading threads.
+    direct : bool
+        ``stream``: read past the page cache where the system can.
     """
-
-    def __init__(self, manifest: Path, kind: str, crop: int, batch: int, seed: int, device: torch.device):
-        info = shards.read_manifest(manifest)
-        self.n, self.patch, _ = info["shape"]
-        if crop > self.patch:
-            raise InputError(f"{manifest}: patches of {self.patch} px hold no crop of {crop}; lower train: crop")
-        self.kind, self.crop, self.batch, self.seed, self.device = kind, crop, batch, seed, device
-        arrays = [shards.open_array(Path(manifest), info, side) for side in "ab"]
-        if kind == "stream":
-            self.arrays = arrays
-        else:
-            resident = [torch.from_numpy(np.array(array)) for array in arrays]
-            self.arrays = [t.to(device) for t in resident] if kind == "gpu" else resident
-        self.var = torch.tensor([[p["noise_var_a"], p["noise_var_b"]] for p in info["patches"]], dtype=torch.float32)
-
-    def batches(self, first: int, last: int) -> Iterator[Batch]:
-        """Yield the batches of the steps `first` to `last` - 1; the next is prepared while one is used."""
-        if self.kind == "gpu":
-            for step in range(first, last):
-                yield self._gather(step)
-            return
-        with ThreadPoolExecutor(1) as reader:
-            ahead = reader.submit(self._gather, first) if first < last else None
-            for step in range(first, last):
-                assert ahead is not None
-                batch = ahead.result()
-                ahead = reader.submit(self._gather, step + 1) if step + 1 < last else None
-                yield batch
-
-    def _gather(self, step: int) -> Batch:
-        plan = plan_crops(self.seed, step, self.n, self.patch, self.crop, self.batch)
-        crops = [self._crops(array, plan) for array in self.arrays]
-        var = self.var[torch.from_numpy(plan.patch)].to(self.device)
-        return Batch(crops[0], crops[1], var[:, 0], var[:, 1])
-
-    def _crops(self, array: np.ndarray | torch.Tensor, plan: CropPlan) -> torch.Tensor:
-        out = []
-        for k in range(self.batch):
-            y, x = int(plan.y[k]), int(plan.x[k])
-            crop = array[int(plan.patch[k]), y : y + self.crop, x : x + self.crop]
-            if isinstance(crop, np.ndarray):
-                crop = torch.from_numpy(np.array(crop))
-            out.append(apply_symmetry(crop, int(plan.symmetry[k])))
-        stacked = torch.stack(out)[:, None]
-        if self.device.type == "cuda" and stacked.device.type == "cpu":
-            stacked = stacked.pin_memory().to(self.device, non_blocking=True)
-        return stacked.float()  # float16 travels, float32 is what the device computes from
+    choose_loader(kind, 0, device)
+    order = (PatchFiles(manifest, direct=direct, keep=not direct), crop, batch, seed, visit, device)
+    if kind == "gpu" or (kind == "ram" and device.type == "cpu"):
+        return ResidentLoader(*order, workers)
+    return WindowLoader(*order, workers, resident=kind == "ram")

@@ -45,7 +45,7 @@ def plan_text(config: dict[str, Any]) -> str:
     """Say what a config will do: micrographs, patches, GB, loader.  Writes nothing."""
     from cryon2n import device, loaders
     from cryon2n.settings import build
-    from cryon2n.shards import ShardSettings, patch_positions
+    from cryon2n.shards_tiles import ShardSettings, patch_positions
 
     study = read_study(config)
     kind, n = config["source"]["kind"], len(study.micrographs)
@@ -75,7 +75,7 @@ def plan_text(config: dict[str, Any]) -> str:
         patches = len(patch_positions({"valid": [0, h, 0, w], "micrograph": "a micrograph"}, settings)) * split["train"]
     except InputError as error:  # the plan does not stop what is asked for, which may be halves only
         warnings.append(f"  WARNING: {error}")
-    shard_bytes = 2 * patches * settings.patch**2 * 2
+    shard_bytes = loaders.patch_bytes(patches, settings.patch)
     methods = len(config["compare"]["methods"])
     denoised = split["test"] * methods * 5 * h * w * 4
     where = device.choose(config["compute"]["device"])
@@ -86,7 +86,7 @@ def plan_text(config: dict[str, Any]) -> str:
         f"  {'denoised':12} {denoised / 1e9:.2f} GB: {methods} methods on {split['test']} test micrographs",
     ]
     for name, model in config["models"].items():
-        loader, why = loaders.choose_loader(model.get("loader", "auto"), shard_bytes, where)
+        loader, why = loaders.choose_loader(model.get("loader", "auto"), shard_bytes, where, model.get("ram_GB", 0.0))
         lines.append(f"  {'model ' + name:12} on {device.describe(where)}; loader {loader}: {why}")
     need = (0 if from_pairs else raw) + halves + shard_bytes + denoised
     free = shutil.disk_usage(".").free

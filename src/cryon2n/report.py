@@ -16,7 +16,6 @@ from typing import Any
 
 import jinja2
 import numpy as np
-import pandas as pd
 import yaml
 
 from cryon2n import __version__, audit_rules, codeversion, excluded, figures, files, filters, log, mrcio
@@ -37,6 +36,7 @@ from cryon2n.report_tables import (
     significant,
     verdicts,
 )
+from cryon2n.report_training import loaders, training
 
 FLAGS = audit_rules.FLAGS
 MARGIN = 0.2  # of the truth's grey range, added at each end
@@ -185,26 +185,6 @@ def audit_words(results: Path) -> dict[str, Any] | None:
     }
 
 
-def training(results: Path, models: Sequence[str], names: Mapping[str, str], look: Any) -> dict[str, Any] | None:
-    """Return figure and facts of our models' training; None where no model has left any."""
-    facts, histories = [], {}
-    for model in models:
-        folder = results / "models" / model
-        if not (folder / "metrics.json").exists():
-            continue
-        facts.append({"name": names[model], **files.read_json(folder / "metrics.json")})
-        if (folder / "log.csv").exists():
-            table = pd.read_csv(folder / "log.csv")
-            wanted = ("step", "loss", "val_delta_umse")
-            if missing := [c for c in wanted if c not in table]:
-                raise InputError(f"{folder / 'log.csv'}: column {', '.join(missing)} is missing; train again")
-            histories[model] = {c: table[c].to_numpy(float) for c in wanted}
-    if not facts:
-        return None
-    plot = figures.draw_training(histories, names, look) if histories else None
-    return {"facts": facts, "uri": figures.svg_uri(plot) if plot else None}
-
-
 def provenance(
     results: Path, config: Mapping[str, Any], tests: Sequence[str], methods: Sequence[str]
 ) -> dict[str, Any]:
@@ -319,6 +299,7 @@ def build(
         "spectra_n": len(subjects),
         "audit": audit_words(results),
         "training": training(results, tables.ours, names, look),
+        "loaders": loaders(results),
         "topaz": [m for m in tables.methods if m.startswith("topaz")],
         "estimators": all_metrics(tables),
         "absent": absent_metrics(tables),

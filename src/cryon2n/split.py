@@ -1,28 +1,29 @@
-"""Split a movie into two half micrographs with independent noise.
+"""Split a movie into two half micrographs with independent noise, and on request into more groups of frames.
 
 Frames are corrected by dark and gain, defects are repaired within each frame, one motion is estimated from
-all frames (`motion`), and the even and the odd frames are summed after alignment.
+all frames (`motion`), and the even and the odd frames are summed after alignment.  With K groups, frame i
+belongs to group i mod K, and the halves are the sums of their groups.
 
 Memory beside one movie's decoded frames: a spectrum per frame on the output grid, ``n_frames · h · w · 4 /
 bin²`` bytes, and about as much again for the alignment.  Where that is more than `KEEP` allows, frames are
-transformed twice instead.
+transformed twice instead.  The sums come after the alignment: two images of ``h · w · 4 / bin²`` bytes for
+each of K groups, and the two halves.
 """
 
-import argparse
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from scipy import fft
 
-from cryon2n import device, gain, log, motion, movies, warp
+from cryon2n import dose, gain, log, motion, movies, warp
 from cryon2n.errors import InputError
-from cryon2n.halves import add_out_argument, normalise_equal, pixel_size_of, write_halves
-from cryon2n.settings import add_settings_arguments, build, settings_from_arguments
+from cryon2n.frame_range import parse_frame_range
+from cryon2n.halves import normalise_equal, normalise_groups, pixel_size_of
+from cryon2n.settings import build
 
 KEEP = {"cpu": 3e9, "cuda": 20e9}  # bytes of spectra that are kept rather than made twice
 
@@ -36,7 +37,16 @@ class SplitSettings:
     pixel_size_A : float or None
         Å, of the raw movie; None takes the header's.
     dose_e_per_A2 : float or None
-        e⁻/Å², of the whole exposure; None where unknown.  The alignment trusts early frames more by it.
+        e⁻/Å², of all frames of the movie's file; None where unknown.  The alignment trusts early frames more
+        by it.
+    voltage_kV : float
+        Of the microscope: 300 or 200; radiation damage depends on it (`dose.voltage_scale`).
+    dose_weighting : bool
+        Weight the frames by what radiation damage has left of them (`dose.frame_weights`); wants the dose.
+    frames : str or None
+        The frames to use, counted from 0, both ends included, such as ``2-37``; None for all.
+    groups : int
+        Groups of frames that are summed apart, even: frame i (of those used) belongs to group i mod `groups`.
     bin : int
         Fourier-crop binning of the output.
     reference_transform : str
@@ -64,6 +74,10 @@ class SplitSettings:
 
     pixel_size_A: float | None = None
     dose_e_per_A2: float | None = None
+    voltage_kV: float = 300.0
+    dose_weighting: bool = False
+    frames: str | None = None
+    groups: int = 2
     bin: int = 1
     reference_transform: str = "none"
     reference_operation: str = "multiply"
@@ -92,31 +106,66 @@ class SplitSettings:
             raise InputError(f"halves setting dose_e_per_A2: found {self.dose_e_per_A2}, wanted more than 0 e⁻/Å²")
         if self.pixel_size_A is not None and self.pixel_size_A <= 0:
             raise InputError(f"halves setting pixel_size_A: found {self.pixel_size_A}, wanted more than 0 Å")
+        if self.groups < 2 or self.groups % 2:
+            raise InputError(
+                f"halves setting groups: found {self.groups}, wanted an even number from 2 on, "
+                "so that each group lies in one half"
+            )
+        if self.dose_weighting and self.dose_e_per_A2 is None:
+            raise InputError("halves setting dose_weighting: wants the movie's dose; give dose_e_per_A2 in e⁻/Å²")
+        dose.voltage_scale(self.voltage_kV)
+        if self.frames is not None:
+            parse_frame_range(self.frames)
+
+
+class Split(NamedTuple):
+    """What a movie was split into.
+
+    Attributes
+    ----------
+    a, b : ndarray, shape (h // bin, w // bin), float32
+        Sums of the even (0, 2, 4 …) and of the odd of the frames that were used, in electrons per output pixel.
+    record : dict
+        The halves record without ``micrograph``, ``inputs`` and checksums.
+    groups : ndarray, shape (K, h // bin, w // bin), float32, or None
+        Sums of the K groups of frames; None for two, which are the halves.
+    """
+
+    a: np.ndarray
+    b: np.ndarray
+    record: dict[str, Any]
+    groups: np.ndarray | None
 
 
 def split_movie(
-    movie: movies.Movie, settings: SplitSettings, where: torch.device | str = "cpu"
-) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """Align a movie and sum its even and its odd frames.
+    movie: movies.Movie,
+    settings: SplitSettings,
+    where: torch.device | str = "cpu",
+    loaded: movies.RawFrames | None = None,
+) -> Split:
+    """Align a movie's frames and sum them in groups.
 
     Parameters
     ----------
     movie : Movie
+        Of its frames, those of ``settings.frames`` are used.
     settings : SplitSettings
     where : torch.device
-
-    Returns
-    -------
-    a, b : ndarray, shape (h // bin, w // bin), float32
-        Even (0, 2, 4 …) and odd frames, in electrons per output pixel.
-    record : dict
-        The halves record without ``micrograph``, ``inputs`` and checksums.
+    loaded : RawFrames, optional
+        The frames of `used_frames`, if they were read before.
     """
     where, b = torch.device(where), settings.bin
     raw_pixel = pixel_size_of(movie.pixel_size, settings.pixel_size_A, movie.path)
     motion_settings = build(motion.MotionSettings, settings.motion)
+    per_frame = dose_per_frame(movie, settings)
+    movie = used_frames(movie, settings) if loaded is None else loaded.movie
     n, h, w = movie.frames.shape
     shape, pixel_size = (h // b, w // b), raw_pixel * b
+    if n < settings.groups:
+        raise InputError(
+            f"{movie.path}: {n} frames are too few for {settings.groups} groups of at least one frame; "
+            f"wanted {settings.groups} or more: lower halves: groups, or use more frames"
+        )
     if settings.alignment == "independent" and n < 4:
         raise InputError(f"{movie.path}: holds {n} frames; halves of one's own alignment want 4 or more")
     if min(shape) < 32:
@@ -124,7 +173,7 @@ def split_movie(
             f"{movie.path}: frames of {h} x {w} px at bin {b} leave {shape[0]} x {shape[1]}; wanted 32 or more"
         )
     seconds = _Stopwatch()
-    raw = movies.RawFrames(movie, where)
+    raw = loaded or movies.RawFrames(movie, where)
     gain_check = check_gain(raw, settings)
     seconds.lap("gain check")
     defects = movies.find_defects(raw, settings.defect_sigma)
@@ -140,7 +189,7 @@ def split_movie(
 
     def spectra() -> Iterator[torch.Tensor]:
         for i in range(n):
-            yield cropped_spectrum(repair(raw.corrected(i))[: shape[0] * b, : shape[1] * b], shape)
+            yield cropped_spectrum(repair(raw.corrected(i), i)[: shape[0] * b, : shape[1] * b], shape)
 
     keep = n * shape[0] * (shape[1] // 2 + 1) * 8 <= KEEP[where.type]
     if keep:
@@ -155,46 +204,83 @@ def split_movie(
         del cut
     movie.frames.release()
     seconds.lap("transforms")
-    dose, groups = settings.dose_e_per_A2, [list(range(0, n, 2)), list(range(1, n, 2))]
+    groups = [list(range(k, n, settings.groups)) for k in range(settings.groups)]
+    members = [list(range(k, n, 2)) for k in range(2)]  # of the halves
     about = (grid_shape, grid_pixel, motion_settings)
+    damaging = per_frame / dose.voltage_scale(settings.voltage_kV) if per_frame else None  # as much as at 300 kV
     if settings.alignment == "joint":
-        moved = motion.estimate(band, *about, dose / n if dose else None)
+        moved = motion.estimate(band, *about, damaging)
     else:
-        moved = motion.estimate_apart(band, groups, *about, 2 * dose / n if dose else None)
+        moved = motion.estimate_apart(band, members, *about, 2 * damaging if damaging else None)
     del band
     seconds.lap("alignment")
-    a, b_ = warp.sum_groups(kept if keep else spectra(), groups, shape, pixel_size, moved)
+    weights = None
+    if settings.dose_weighting:
+        frequencies = warp.weight_frequencies(shape, pixel_size)
+        weights = dose.frame_weights(frequencies, per_frame * np.arange(n), groups, settings.voltage_kV)
+    sums = warp.sum_groups(kept if keep else spectra(), groups, shape, pixel_size, moved, weights)
+    del kept
+    a, b_ = sums if len(sums) == 2 else (sums[k::2].sum(0) for k in range(2))
     seconds.lap("sums")
 
     shifts = moved.extremes() / pixel_size
     try:
         valid = valid_region(shifts, shape, 0 if moved.local is None else warp.REACH)
-        sides = normalise_equal(a, b_, valid, (len(groups[0]), len(groups[1])))
+        sides = normalise_equal(a, b_, valid, (len(members[0]), len(members[1])))
     except InputError as error:
         raise InputError(f"{movie.path}: {error}; look at the movie, and leave it out of the sheet") from None
-    for side, own in zip(("a", "b"), groups, strict=True):
-        part = None if dose is None else round(dose * len(own) / n, 6)
-        sides[side] = {"frames": own, "n_frames": len(own), "dose_e_per_A2": part, **sides[side]}
+    first = movie.frames.first
+    for side, own in zip("ab", members, strict=True):
+        sides[side] = {**content(own, first, per_frame), **sides[side]}
     record = {
         "shape": list(shape),
         "pixel_size_A": round(pixel_size, 6),
         "valid": valid,
         **sides,
         "alignment": settings.alignment,
-        "dose_weighted": False,
+        "dose_weighted": settings.dose_weighting,
+        "voltage_kV": settings.voltage_kV,
         "trajectory_A": np.round(moved.trajectory_A, 4).tolist(),
         "local_motion_A": None if moved.local is None else np.round(moved.local.knots_A, 3).tolist(),
         "motion": moved.info,
         "bin": b,
         "defects": int(defects.sum()),
+        "repaired_area_percent": movies.repaired_area_percent(defects),
         "reference_transform": settings.reference_transform,
         "gain_check": None if gain_check is None else gain_check.record,
         "source_frames": movie.frames.record,
         "seconds": seconds.laps,
     }
+    if len(groups) > 2:
+        unit = record["a"]["scale"] / record["a"]["n_frames"]
+        normal = normalise_groups(sums, valid, [len(own) for own in groups], unit)
+        record["groups"] = [
+            {**content(own, first, per_frame), **side} for own, side in zip(groups, normal, strict=True)
+        ]
     if gain_check is not None and gain_check.verdict not in ("agrees", "flat"):
         log.say(f"warning: {movie.path}: {gain_check.sentence}")
-    return a, b_, record
+    return Split(a, b_, record, sums if len(groups) > 2 else None)
+
+
+def used_frames(movie: movies.Movie, settings: SplitSettings) -> movies.Movie:
+    """Return a movie with those of its frames that ``settings.frames`` names."""
+    if settings.frames is None:
+        return movie
+    return replace(movie, frames=movie.frames.part(parse_frame_range(settings.frames)))
+
+
+def dose_per_frame(movie: movies.Movie, settings: SplitSettings) -> float | None:
+    """Return e⁻/Å² of one frame: the file's dose falls on all its raw frames, used or not; None where unknown."""
+    if settings.dose_e_per_A2 is None:
+        return None
+    source = movie.frames.source
+    return settings.dose_e_per_A2 * source.group / source.raw
+
+
+def content(own: list[int], first: int, dose_per_frame: float | None) -> dict[str, Any]:
+    """Return what a sum of frames holds, for the record: the frames' numbers in the file, and their dose."""
+    taken = None if dose_per_frame is None else round(dose_per_frame * len(own), 6)
+    return {"frames": [first + i for i in own], "n_frames": len(own), "dose_e_per_A2": taken}
 
 
 def cropped_spectrum(frame: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
@@ -231,7 +317,7 @@ class _Stopwatch:
 
     def lap(self, name: str) -> None:
         if torch.cuda.is_available():
-            torch.cuda.synchronize()
+            torch.cuda.current_stream().synchronize()  # not of a thread that reads ahead
         now = time.monotonic()
         self.laps[name], self.began = round(now - self.began, 2), now
 
@@ -250,7 +336,8 @@ def check_gain(raw: movies.RawFrames, settings: SplitSettings) -> gain.GainCheck
     stored = [
         None if x is None else movies.turned_back(x, settings.reference_transform) for x in (movie.gain, movie.dark)
     ]
-    check = gain.check_gain([raw], *stored, settings.reference_transform, thorough=False)
+    frames = raw if raw.where.type == "cpu" else [raw.raw(i) for i in range(raw.n)]
+    check = gain.check_gain([frames], *stored, settings.reference_transform, thorough=False)
     if check.verdict in gain.DISAGREEMENTS and settings.gain_check == "error":
         raise InputError(f"{movie.path}: {check.sentence}; or go on with halves: gain_check: warn")
     return check
@@ -270,42 +357,3 @@ def valid_region(shifts: np.ndarray, shape: tuple[int, int], reach: int = 0) -> 
             raise InputError(f"motion of {np.ptp(shifts[:, axis]):.0f} px leaves no common region of {shape[axis]} px")
         box += [low, high]
     return box
-
-
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--movie", type=Path, required=True, help="raw movie (MRC, TIFF, EER …)")
-    parser.add_argument("--gain", type=Path, help="gain reference (MRC, TIFF, DM4)")
-    parser.add_argument("--dark", type=Path, help="dark reference, subtracted")
-    add_out_argument(parser)
-    device.add_arguments(parser)
-    add_settings_arguments(parser)
-
-
-def _run(args: argparse.Namespace) -> None:
-    settings = settings_from_arguments(SplitSettings, args)
-    where = device.choose(args.device, args.threads)
-    device.keep_freed_memory()
-    began = time.monotonic()
-    with movies.open_movie(
-        args.movie,
-        args.gain,
-        args.dark,
-        settings.reference_transform,
-        operation=settings.reference_operation,
-        defects=settings.defects,
-        defects_transform=settings.defects_transform,
-        fraction=settings.eer_fraction,
-    ) as movie:
-        a, b, record = split_movie(movie, settings, where)
-    defects = None if settings.defects is None else Path(settings.defects)
-    inputs = {"movie": args.movie, "gain": args.gain, "dark": args.dark, "defects": defects}
-    write_halves(args.out, a, b, record, {k: v for k, v in inputs.items() if v is not None}, "split-halves")
-    path = np.array(record["trajectory_A"])
-    travelled = float(np.linalg.norm(np.diff(path, axis=0), axis=1).sum())
-    log.say(
-        f"{args.out.name}: {len(path)} frames, motion {travelled:.1f} Å, {record['defects']} defects, "
-        f"{time.monotonic() - began:.1f} s"
-    )
-
-
-COMMANDS = {"split-halves": (_add_arguments, _run)}

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from cryon2n.whitening import whiten
+
 # Fan-in (input channels times kernel area) up to which the learning rate is the settings' own.
 FAN_IN = 432
 WARM_STEPS = 3  # run one by one before a step is captured: compilation, cuDNN's choices, optimiser state
@@ -46,6 +48,7 @@ def n2n_loss(
     b: torch.Tensor,
     var_a: torch.Tensor,
     var_b: torch.Tensor,
+    whitening: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Noise2Noise loss of a batch, both directions in one pass.
 
@@ -60,12 +63,16 @@ def n2n_loss(
         Crops of the halves, in normalised units, float32 or float64.
     var_a, var_b : tensor, shape (n,)
         Their noise variances.
+    whitening : tensor, shape (h, w // 2 + 1), or None
+        Weights of the error's Fourier coefficients (`whitening.noise_weights`).
     """
     targets = torch.cat([b, a])
     mean = (var_a + var_b) / 2
     weights = torch.cat([mean / var_b, mean / var_a])
-    outputs = forward(torch.cat([a, b]))
-    return ((outputs.to(targets.dtype) - targets).square().mean(dim=(1, 2, 3)) * weights).mean()
+    error = forward(torch.cat([a, b])).to(targets.dtype) - targets
+    if whitening is not None:
+        error = whiten(error, whitening)
+    return (error.square().mean(dim=(1, 2, 3)) * weights).mean()
 
 
 @torch.no_grad()
@@ -112,6 +119,8 @@ class Stepper:
         Compile the loss with torch.compile.
     graph : bool
         Capture the whole step as a CUDA graph after `WARM_STEPS` steps.
+    whitening : tensor or None
+        As `n2n_loss` takes it.
     """
 
     def __init__(
@@ -123,8 +132,10 @@ class Stepper:
         autocast: torch.autocast,
         compiled: bool = False,
         graph: bool = False,
+        whitening: torch.Tensor | None = None,
     ):
         self.net, self.average, self.clip, self.autocast = net, average, clip, autocast
+        self.whitening = whitening
         self.parameters = list(net.parameters())
         self.averages = list(average.parameters())
         where, dtype = self.parameters[0].device, self.parameters[0].dtype
@@ -149,7 +160,7 @@ class Stepper:
         a, b, var_a, var_b = batch
         dtype = self.parameters[0].dtype
         with self.autocast:
-            return n2n_loss(self.net, a.to(dtype), b.to(dtype), var_a, var_b)
+            return n2n_loss(self.net, a.to(dtype), b.to(dtype), var_a, var_b, self.whitening)
 
     def _run(self, batch: tuple[torch.Tensor, ...]) -> None:
         self.optimiser.zero_grad(set_to_none=True)

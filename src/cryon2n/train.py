@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -26,15 +27,13 @@ from cryon2n import __version__, codeversion, device, excluded, files, finetune,
 from cryon2n.errors import InputError
 from cryon2n.settings import add_settings_arguments, build, settings_from_arguments
 from cryon2n.step import Stepper, average_decay, learning_rate
+from cryon2n.train_log import TrainLog, csv
 from cryon2n.unet import NetSettings, load_weights, make_net, save_weights
-from cryon2n.validation import Validation, over_denoises, validate
+from cryon2n.validation import over_denoises, validate
+from cryon2n.whitening import noise_weights
 
 # What makes the weights: which crops, but not where the patches lie.
-CODE = ("train.py", "step.py", "unet.py", "crops.py", "loader_base.py")
-LOG_COLUMNS = (
-    "step", "loss", "worst_loss", "rate", "gradient", "val_delta_umse", "val_bias_variance", "val_residual_noise",
-    "seconds", "gpu_memory_GB", "gpu_use", "gpu_energy_J",
-)  # fmt: skip
+CODE = ("train.py", "step.py", "unet.py", "whitening.py", "crops.py", "loader_base.py")
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,8 @@ class TrainSettings:
         Weights to begin with (safetensors); their network's shape counts then.
     tune : str
         What of `init` is trained: ``all``, or ``gains``, one per channel of each layer (`finetune`).
+    whiten : bool
+        Weigh the error of each frequency by the noise there (`whitening`).
     """
 
     steps: int = 4000
@@ -98,6 +99,7 @@ class TrainSettings:
     net: dict[str, Any] = field(default_factory=dict)
     init: str | None = None
     tune: str = "all"
+    whiten: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "crop", "validate_every", "checkpoint_every"):
@@ -139,6 +141,13 @@ def fingerprint(settings: TrainSettings, manifest: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def sample_crops(path: Path, manifest: dict[str, Any], crop: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return crops (n, crop, crop) of both halves, one from the corner of each of 256 patches at most."""
+    chosen = slice(None, None, max(1, manifest["shape"][0] // 256))
+    arrays = (shards.open_array(path, manifest, side)[chosen, :crop, :crop] for side in "ab")
+    return tuple(torch.from_numpy(np.array(array)) for array in arrays)
+
+
 def first_network(settings: TrainSettings) -> nn.Module:
     """Return the network that a training begins with."""
     if settings.init is None:
@@ -150,7 +159,14 @@ def first_network(settings: TrainSettings) -> nn.Module:
 class State:
     """Everything that a training run changes: network, optimiser, average, step, log."""
 
-    def __init__(self, settings: TrainSettings, where: torch.device, precision: str):
+    def __init__(
+        self,
+        settings: TrainSettings,
+        where: torch.device,
+        precision: str,
+        folder: Path,
+        whitening: torch.Tensor | None = None,
+    ):
         torch.manual_seed(settings.seed)
         self.net, self.average = (first_network(settings).to(where, memory_format=torch.channels_last) for _ in "na")
         self.average.load_state_dict(self.net.state_dict())
@@ -164,25 +180,11 @@ class State:
             device.autocast(precision, where),
             compiled=self.compiled,
             graph=self.compiled,
+            whitening=whitening,
         )
         self.step = 0
         self.seconds = 0.0
-        self.rows: list[dict[str, Any]] = []
-        self.meter = device.Meter(where)
-
-    def log_row(self, losses: torch.Tensor, rate: float, held_out: Validation | None) -> None:
-        """Add a row to the log; waits for the GPU."""
-        values = (
-            (None,) * 3 if held_out is None else (held_out.delta_umse, held_out.bias_variance, held_out.residual_noise)
-        )
-        row = (self.step, float(losses.mean()), float(losses.max()), rate, float(self.stepper.norm), *values)
-        used = self.meter.read()
-        self.rows.append(dict(zip(LOG_COLUMNS, (*row, round(self.seconds, 2), *used), strict=True)))
-
-    def validations(self) -> list[Validation]:
-        """Return what the log says of the held-out micrographs."""
-        names = ("val_delta_umse", "val_bias_variance", "val_residual_noise")
-        return [Validation(*(row[n] for n in names)) for row in self.rows if row[names[0]] is not None]
+        self.log = TrainLog(where, folder)
 
     def result(self) -> nn.Module:
         """Return the averaged network, with gains folded into its weights."""
@@ -200,7 +202,7 @@ class State:
                     "fingerprint": mark,
                     "step": self.step,
                     "seconds": self.seconds,
-                    "rows": self.rows,
+                    "rows": self.log.rows,
                     "net": self.net.state_dict(),
                     "average": self.average.state_dict(),
                     "stepper": self.stepper.state_dict(),
@@ -223,7 +225,7 @@ class State:
         self.net.load_state_dict(saved["net"])
         self.average.load_state_dict(saved["average"])
         self.stepper.load_state_dict(saved["stepper"])
-        self.step, self.seconds, self.rows = saved["step"], saved["seconds"], saved["rows"]
+        self.step, self.seconds, self.log.rows = saved["step"], saved["seconds"], saved["rows"]
         log.say(f"resumed at step {self.step} from {path}")
 
 
@@ -242,7 +244,7 @@ def train(
         With the averaged weights.
     metrics : dict
     rows : list of dict
-        The log, with the columns `LOG_COLUMNS`.
+        The log, with the columns `train_log.COLUMNS`.
     """
     manifest = shards.read_manifest(manifest_path)
     pairs = [pair.load_pair(path) for path in val_records]
@@ -250,12 +252,20 @@ def train(
     if leaked:
         raise InputError(f"{', '.join(leaked)}: validation micrographs that are in the training shards; wanted others")
     precision = device.choose_precision(settings.precision, where)
+    device.repeatable()
     n_bytes = loaders.patch_bytes(*manifest["shape"][:2])
     kind, why = loaders.choose_loader(settings.loader, n_bytes, where, settings.ram_GB)
     loader = loaders.open_loader(
         manifest_path, kind, settings.crop, settings.batch, settings.seed, where, settings.visit
     )
-    state = State(settings, where, precision)
+    weights = noise_weights(*sample_crops(manifest_path, manifest, settings.crop)) if settings.whiten else None
+    state = State(
+        settings,
+        where,
+        precision,
+        checkpoint.parent.parent / "tensorboard",
+        None if weights is None else weights.to(where),
+    )
     mark = fingerprint(settings, manifest)
     if settings.crop % state.net.grid:
         raise InputError(f"train setting crop: found {settings.crop}, wanted a multiple of {state.net.grid} px")
@@ -275,13 +285,14 @@ def train(
         if state.step % settings.validate_every == 0 or state.step == settings.steps:
             loader.waits.skip()
             held_out = validate(state.average, pairs, precision) if pairs else None
-            state.log_row(torch.stack(losses), rate, held_out)
-            if not math.isfinite(state.rows[-1]["loss"]):
+            gradient = float(state.stepper.norm)
+            state.log.add(state.step, torch.stack(losses), rate, gradient, held_out, state.seconds)
+            if not math.isfinite(state.log.last["loss"]):
                 raise InputError(
-                    f"{manifest_path}: the loss is {state.rows[-1]['loss']} at step {state.step}; lower train: rate "
+                    f"{manifest_path}: the loss is {state.log.last['loss']} at step {state.step}; lower train: rate "
                     "or take precision float32"
                 )
-            if held_out is not None and over_denoises(state.validations()):
+            if held_out is not None and over_denoises(state.log.validations()):
                 log.say(
                     f"warning: step {state.step}: the systematic error on held-out micrographs rises "
                     f"(variance {held_out.bias_variance:.2e}) and ΔuMSE no longer falls: it begins to denoise "
@@ -291,15 +302,15 @@ def train(
         if state.step % settings.checkpoint_every == 0 and state.step < settings.steps:
             loader.waits.skip()
             state.save(checkpoint, mark)
-        progress.update(state.step, _note(state.rows))
+        progress.update(state.step, state.log.note())
 
     pixels = settings.steps * settings.batch * settings.crop**2
     metrics = {
         "steps": state.step,
-        "final_loss": state.rows[-1]["loss"],
-        "val_delta_umse": state.rows[-1]["val_delta_umse"],
-        "val_bias_variance": state.rows[-1]["val_bias_variance"],
-        "over_denoises": over_denoises(state.validations()),
+        "final_loss": state.log.last["loss"],
+        "val_delta_umse": state.log.last["val_delta_umse"],
+        "val_bias_variance": state.log.last["val_bias_variance"],
+        "over_denoises": over_denoises(state.log.validations()),
         "seconds": round(state.seconds, 2),
         "megapixels_per_second": round(pixels / 1e6 / max(state.seconds, 1e-9), 3),
         "parameters": sum(p.numel() for p in state.net.parameters()),
@@ -317,14 +328,7 @@ def train(
         "settings": asdict(settings),
         **device.usage(where),
     }
-    return state.result(), metrics, state.rows
-
-
-def _note(rows: list[dict[str, Any]]) -> str:
-    if not rows:
-        return ""
-    delta = rows[-1]["val_delta_umse"]
-    return f"loss {rows[-1]['loss']:.5f}" + ("" if delta is None else f", ΔuMSE {delta:.5f}")
+    return state.result(), metrics, state.log.rows
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -345,8 +349,7 @@ def _run(args: argparse.Namespace) -> None:
     manifest = shards.read_manifest(args.manifest)
     val = excluded.kept(args.val, args.excluded, "validation")
     net, metrics, rows = train(args.manifest, val, settings, where, checkpoint)
-    lines = [",".join(LOG_COLUMNS)] + [",".join(_cell(row[c]) for c in LOG_COLUMNS) for row in rows]
-    files.write_text(args.history, "\n".join(lines) + "\n")
+    files.write_text(args.history, csv(rows))
     files.write_json(args.metrics, metrics)
     card = {
         "program": f"cryon2n {__version__}",
@@ -362,10 +365,6 @@ def _run(args: argparse.Namespace) -> None:
         f"{metrics['steps']} steps in {log.duration(metrics['seconds'])}, "
         f"{metrics['megapixels_per_second']:.1f} Mpx/s, ΔuMSE {metrics['val_delta_umse']}"
     )
-
-
-def _cell(value: float | None) -> str:
-    return "" if value is None else f"{value:.8g}"
 
 
 COMMANDS = {"train-unet": (_add_arguments, _run)}

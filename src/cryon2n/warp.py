@@ -1,8 +1,8 @@
-"""Sum the frames of a movie, each moved back by its motion.
+"""Sum groups of frames of a movie, each frame moved back by its motion and, on request, weighted by its dose.
 
 A shift of the whole frame is a phase ramp: exact.  What a place departs from it is a small, smooth
 displacement: bicubic interpolation (Keys 1981, with the slope -3/4 that torch uses), whose mean loss of
-power over all fractions of a pixel is made up for beforehand, so that white noise stays white.
+power over the displacements of each frame is made up for beforehand, so that white noise stays white.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,10 +14,14 @@ import torch
 from cryon2n import fourier
 
 if TYPE_CHECKING:
+    from cryon2n.local_motion import LocalField
     from cryon2n.motion import Motion
 
 KEYS_SLOPE = -0.75
 REACH = 2  # pixels to either side that the kernel looks at
+FRACTIONS = 32  # of a pixel: how finely displacements are told apart when interpolation's loss is made up for
+STEPS = 8  # of a weight's frequency between one ring of the spectrum and the next
+PLACES = 24  # along each axis, at which a frame's displacements are looked at for this
 
 
 def sum_groups(
@@ -26,8 +30,12 @@ def sum_groups(
     shape: tuple[int, int],
     pixel_size: float,
     motion: "Motion",
-) -> list[np.ndarray]:
-    """Return the sums of groups of frames, each moved back by its motion, (h, w) float32.
+    weights: np.ndarray | None = None,
+) -> np.ndarray:
+    """Return the sums of groups of frames, each moved back by its motion, shape (n_groups, h, w), float32.
+
+    Memory: a spectrum or an image per group, ``n_groups · h · w · 4`` bytes, and the sums themselves; with weights
+    half an image more.
 
     Parameters
     ----------
@@ -39,32 +47,50 @@ def sum_groups(
     pixel_size : float
         Å.
     motion : Motion
+    weights : ndarray, shape (n_frames, n_rings), optional
+        Of each frame, at the frequencies of `weight_frequencies`.
     """
     total: list[torch.Tensor | None] = [None] * len(groups)
     member = {t: g for g, group in enumerate(groups) for t in group}
     shifts = -motion.trajectory_A / pixel_size
-    whitened = None
+    rings = None
     # The sum's content stands where it stood in frame 0; the field is that of places in the mean frame.
     offset = motion.trajectory_A.mean(0) / pixel_size
+    factors = None if motion.local is None else making_up(motion.local, shape, pixel_size, offset)
     for t, spectrum in enumerate(spectra):
         if t not in member:
             continue
-        rows, columns = (torch.as_tensor(x, device=spectrum.device) for x in fourier.shift_phase_axes(shape, shifts[t]))
+        axes = fourier.shift_phase_axes(shape, shifts[t])
+        if factors is not None:
+            axes = [axis * factor[t] for axis, factor in zip(axes, factors, strict=True)]
+        rows, columns = (torch.as_tensor(axis, device=spectrum.device) for axis in axes)
         moved = spectrum * rows[:, None] * columns
+        if weights is not None:
+            if rings is None:
+                rings = weight_rings(shape, spectrum.device)
+            moved *= torch.as_tensor(weights[t], dtype=torch.float32, device=spectrum.device)[rings]
         if motion.local is not None:
-            if whitened is None:
-                y, x = (
-                    torch.as_tensor(make_up(f), dtype=torch.float32, device=spectrum.device)
-                    for f in (np.fft.fftfreq(shape[0]), np.fft.rfftfreq(shape[1]))
-                )
-                whitened = y[:, None] * x
-            image = torch.fft.irfft2(moved * whitened, s=shape)
+            image = torch.fft.irfft2(moved, s=shape)
             moved = pull(image, motion.local.on_grid(t, shape, offset, image.device) / pixel_size)
         group = member[t]
         total[group] = moved if total[group] is None else total[group].add_(moved)
-    if motion.local is None:
-        total = [torch.fft.irfft2(x, s=shape) for x in total]
-    return [x.cpu().numpy() for x in total]
+    out = np.empty((len(groups), *shape), np.float32)
+    for g, image in enumerate(out):
+        image[:] = (total[g] if motion.local is not None else torch.fft.irfft2(total[g], s=shape)).cpu().numpy()
+        total[g] = None  # as the sums fill up, their spectra go
+    return out
+
+
+def weight_frequencies(shape: tuple[int, int], pixel_size: float) -> np.ndarray:
+    """Return the frequencies in 1/Å at which `sum_groups` takes weights, from 0 to the corner of the spectrum."""
+    steps = STEPS * max(shape)
+    return np.arange(int(np.ceil(steps / np.sqrt(2))) + 2) / (steps * pixel_size)
+
+
+def weight_rings(shape: tuple[int, int], device: torch.device | str) -> torch.Tensor:
+    """Return for each bin of ``rfft2`` the nearest of `weight_frequencies`, shape (h, w // 2 + 1), int32."""
+    y, x = torch.fft.fftfreq(shape[0], device=device), torch.fft.rfftfreq(shape[1], device=device)
+    return torch.hypot(y[:, None], x).mul_(STEPS * max(shape)).round_().int()
 
 
 def pull(image: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
@@ -85,25 +111,47 @@ def pull(image: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
     )[0, 0]
 
 
-def make_up(frequency: np.ndarray) -> np.ndarray:
-    """Return by what to multiply a frequency (cycles per pixel) so that interpolation keeps its power on average.
+def making_up(field: "LocalField", shape: tuple[int, int], pixel_size: float, offset: np.ndarray) -> list[np.ndarray]:
+    """Return by what to multiply each frame's spectrum so that interpolation keeps the power of white noise.
 
-    Sampled at a random fraction of a pixel, a wave of frequency f comes out with the power
-    ``sum over m of K(f + m)²``, K being the kernel's Fourier transform.
+    By what the frame's displacements lose on average, along each axis by itself.  Not by what all fractions of
+    a pixel would lose: the first frame, which dose weighting trusts most, is not displaced at all.
+
+    Parameters
+    ----------
+    field : LocalField
+    shape : (h, w)
+    pixel_size : float
+        Å.
+    offset : ndarray, shape (2,)
+        As `LocalField.on_grid` takes it.
+
+    Returns
+    -------
+    list of ndarray, float32
+        Of rows, shape (n_frames, h), and of columns, shape (n_frames, w // 2 + 1).
     """
-    power = sum(kernel_transform(frequency + m) ** 2 for m in range(-4, 5))
-    return power**-0.5
+    places = (np.arange(PLACES) + 0.5) / PLACES
+    points = np.stack(np.meshgrid(places, places, indexing="ij"), -1).reshape(-1, 2) + offset / shape
+    bins = np.rint(field.at(points) * (FRACTIONS / pixel_size)).astype(int) % FRACTIONS
+    share = np.stack([(bins == k).mean(1) for k in range(FRACTIONS)])  # (FRACTIONS, n_frames, 2)
+    kept = [power_kept(f) for f in (np.fft.fftfreq(shape[0]), np.fft.rfftfreq(shape[1]))]
+    # Were all of a frame half a pixel off, nothing would be left at Nyquist; no noise is raised above twice its height.
+    losses = [np.maximum(share[..., axis].T @ power, 0.25) for axis, power in enumerate(kept)]
+    return [(loss**-0.5).astype(np.float32) for loss in losses]
 
 
-def kernel_transform(frequency: np.ndarray) -> np.ndarray:
-    """Return the Fourier transform of Keys' kernel at `frequency` in cycles per pixel, by quadrature."""
-    nodes, weights = np.polynomial.legendre.leggauss(48)
-    total = np.zeros_like(np.asarray(frequency, float))
-    for first in (0.0, 1.0):
-        x = first + (nodes + 1) / 2
-        for at, weight in zip(x, weights / 2, strict=True):
-            total += 2 * weight * _keys(at) * np.cos(2 * np.pi * frequency * at)
-    return total
+def power_kept(frequency: np.ndarray) -> np.ndarray:
+    """Return what share of the power at `frequency` (k,), in cycles per pixel, interpolation keeps.
+
+    Returns
+    -------
+    ndarray, shape (FRACTIONS, k)
+        For displacements by 0, 1 / FRACTIONS … of a pixel; 1 for the first.
+    """
+    taps = np.arange(1 - REACH, REACH + 1)
+    weights = [[_keys(abs(tap - k / FRACTIONS)) for tap in taps] for k in range(FRACTIONS)]
+    return np.abs(np.array(weights) @ np.exp(2j * np.pi * taps[:, None] * frequency)) ** 2
 
 
 def _keys(x: float) -> float:

@@ -239,26 +239,43 @@ def test_pulling_by_whole_pixels_is_exact():
     np.testing.assert_allclose(moved[5:30, 5:45], image[8:33, 3:43], atol=2e-4)
 
 
-def test_the_kernel_s_transform_in_closed_form():
-    # At 0 the kernel's area, 1; the numbers at whole frequencies are 0 (it reproduces constants).
-    values = warp.kernel_transform(np.array([0.0, 1.0, 2.0]))
-    np.testing.assert_allclose(values, [1, 0, 0], atol=1e-12)
+def test_the_power_that_interpolation_keeps_in_closed_form():
+    kept = warp.power_kept(np.array([0.0, 0.25, 0.5]))
+    np.testing.assert_allclose(kept[0], 1)  # not displaced
+    np.testing.assert_allclose(kept[:, 0], 1)  # constants are reproduced
+    # Half a pixel: Keys' weights with slope -3/4 are -3/32, 19/32, 19/32, -3/32.  Of a wave of 4 pixels cos(pi/4)
+    # of the inner two and cos(3 pi/4) of the outer two are left, of the alternating one nothing.
+    inner, outer = 19 / 32, -3 / 32
+    left = 2 * (inner * np.cos(np.pi / 4) + outer * np.cos(3 * np.pi / 4))
+    np.testing.assert_allclose(kept[warp.FRACTIONS // 2], [1, left**2, 0], atol=1e-12)
+    np.testing.assert_allclose(kept[5], kept[warp.FRACTIONS - 5], atol=1e-12)
 
 
-def test_white_noise_stays_white_after_interpolation():
-    rng = np.random.default_rng(3)
-    size = 256
-    powers = np.zeros((size, size // 2 + 1))
-    made_up = warp.make_up(np.fft.fftfreq(size))[:, None] * warp.make_up(np.fft.rfftfreq(size))
-    fractions = [((i % 4 + 0.5) / 4, (i // 4 + 0.5) / 4) for i in range(16)]
-    for fraction in fractions:
-        spectrum = np.fft.rfft2(rng.standard_normal((size, size))) * made_up
-        image = torch.from_numpy(np.fft.irfft2(spectrum, s=(size, size)).astype(np.float32))
-        by = torch.tensor(fraction)[:, None, None].expand(2, size, size)
-        powers += np.abs(np.fft.rfft2(warp.pull(image, by).numpy())) ** 2 / size**2 / 16
-    s = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size))
-    for low in (0.05, 0.15, 0.25, 0.35):
-        assert powers[(s >= low) & (s < low + 0.1)].mean() == pytest.approx(1, abs=0.05)
+@pytest.mark.parametrize("pixels", [0.0, 0.4, 0.8, 1.5])
+def test_white_noise_stays_white_after_interpolation(pixels):
+    """Whatever fractions of a pixel a frame is displaced by; the whole spectrum is looked at."""
+    rng, shape, repeats = np.random.default_rng(3), (192, 224), 8
+    knots = np.linspace(1, -1, local_motion.KNOTS)  # inwards: nothing is looked for beyond the edges
+    bend = pixels * PIXEL * np.stack(np.meshgrid(knots, knots, indexing="ij"), -1)
+    still = motion.Motion(np.zeros((1, 2)), local_motion.LocalField(bend[None]))
+    powers = np.zeros((192, 224 // 2 + 1))
+    for _ in range(repeats):
+        noise = torch.fft.rfft2(torch.from_numpy(rng.standard_normal((1, *shape)).astype(np.float32)))
+        image = warp.sum_groups(noise, [[0]], shape, PIXEL, still)[0]
+        powers += np.abs(np.fft.rfft2(image)) ** 2 / image.size / repeats
+    s = np.hypot(np.fft.fftfreq(192)[:, None], np.fft.rfftfreq(224))
+    for low in (0.05, 0.15, 0.25, 0.35, 0.45):
+        band = (s >= low) & (s < low + 0.1)
+        # Taking the content from a share 1 - e of either axis brings noise of 1 + 2 e into a given band.
+        spread = pixels * (1 / 96 + 1 / 112)
+        error = 5 / np.sqrt(band.sum() * repeats / 2)
+        assert powers[band].mean() == pytest.approx(1 + spread / 2, abs=error + 0.02 + spread / 2)
+
+
+def test_a_frame_all_half_a_pixel_off_is_not_raised_without_limit():
+    knots = np.full((1, local_motion.KNOTS, local_motion.KNOTS, 2), 0.5 * PIXEL)
+    for factor in warp.making_up(local_motion.LocalField(knots), (64, 80), PIXEL, np.zeros(2)):
+        assert factor.max() == 2 and factor[0, 0] == pytest.approx(1)
 
 
 @pytest.mark.parametrize("name", ["resolution_A", "max_shift_A", "tolerance_A", "patch_A"])

@@ -1,16 +1,19 @@
 """The motion benchmark: its simulator is exact, its measures are what they say, its adapters have the right signs."""
 
+import dataclasses
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import fft
+import torch
+from scipy import fft, ndimage
 
 from cryon2n import fourier
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from motion_accuracy import measure, methods, simulate
+from motion_accuracy import measure, methods, simulate, spline
 from motion_accuracy.field import Field, from_grid, grid
 
 PIXEL = 1.2  # Å
@@ -38,12 +41,13 @@ def stretch(shape, n, drift=(0.0, 0.0), slope=0.0, pixel_size=PIXEL):
 def movie(shape, truth, mean, contrast, seed=2, noise=True):
     """Counts of a random scene that moves by `truth`."""
     field = tuple(n + 64 for n in shape)
-    coefficients = simulate.spline_coefficients(scene(field, 0.2), field)
+    coefficients = simulate.spline_coefficients(torch.from_numpy(scene(field, 0.2)), field)
     every = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1).reshape(-1, 2)
     counts = np.empty((truth.n, *shape), np.uint8)
     for t in range(truth.n):
         shift = (truth.displacement(t, every) / PIXEL).T.reshape(2, *shape).astype(np.float32)
-        expected = np.maximum(mean * (1 + contrast * simulate.moved(coefficients, shift)), 0)
+        moved = simulate.moved(coefficients, torch.from_numpy(shift)).numpy()
+        expected = np.maximum(mean * (1 + contrast * moved), 0)
         counts[t] = np.random.default_rng((seed, t)).poisson(expected) if noise else np.rint(expected)
     return simulate.Movie(counts, truth, PIXEL, 1.0, contrast)
 
@@ -51,10 +55,10 @@ def movie(shape, truth, mean, contrast, seed=2, noise=True):
 @pytest.mark.parametrize("field", [(120, 128), (121, 135)])
 def test_a_frame_of_the_simulator_is_the_scene_moved_exactly(field):
     spectrum = scene(field, cutoff=0.4)
-    coefficients = simulate.spline_coefficients(spectrum, field)
+    coefficients = simulate.spline_coefficients(torch.from_numpy(spectrum), field)
     for shift in ((0.0, 0.0), (3.0, -5.0), (2.37, -1.81), (-0.5, 20.25)):
-        displacement = np.broadcast_to(np.float32(shift)[:, None, None], (2, *field))
-        found = simulate.moved(coefficients, displacement)
+        displacement = torch.tensor(shift)[:, None, None].expand(2, *field)
+        found = simulate.moved(coefficients, displacement).numpy()
         wanted = fft.irfft2(spectrum * fourier.shift_phase(field, shift), s=field)
         # The error of a shift by ε px would be ε times the image's slope.
         slope = np.std(np.gradient(wanted, axis=0))
@@ -63,11 +67,61 @@ def test_a_frame_of_the_simulator_is_the_scene_moved_exactly(field):
         assert np.std(found - off) > 0.005 * slope
 
 
+@pytest.mark.parametrize(("beyond", "mode"), [("circular", "grid-wrap"), ("reflect", "mirror")])
+@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize("evaluate", [spline.sample, spline.gather])
+def test_the_spline_is_scipy_s_on_any_device(evaluate, step, beyond, mode):
+    rng = np.random.default_rng(5)
+    values, start = rng.normal(size=(150, 131)).astype(np.float32), (3, -2)
+    displacement = rng.uniform(-40, 20, (2, 70, 60)).astype(np.float32)
+    places = np.stack(np.meshgrid(np.arange(70.0), np.arange(60.0), indexing="ij")) * step + displacement
+    places += np.array(start)[:, None, None]
+    wanted = ndimage.map_coordinates(values.astype(float), places, order=5, mode=mode, prefilter=False)
+    found = evaluate(torch.from_numpy(values), torch.from_numpy(displacement), start, step, beyond).numpy()
+    # A place that is off by 1e-4 px would be off by about 1e-4 of the values' spread.
+    assert np.abs(found - wanted).max() < 1e-5 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("fast", [(200, 256), (217, 221)])
+def test_the_spline_s_coefficients_are_scipy_s(fast):
+    image = np.random.default_rng(6).normal(size=(150, 131)).astype(np.float32)
+    wanted = ndimage.spline_filter(image.astype(float), 5, mode="mirror")
+    found = spline.coefficients(torch.from_numpy(image), fast).numpy()
+    assert np.abs(found - wanted).max() < 1e-5 * np.abs(wanted).max()
+    with pytest.raises(ValueError, match="less than 24 px"):
+        spline.coefficients(torch.from_numpy(image), (190, 256))
+
+
+def test_the_counts_do_not_depend_on_who_draws_them():
+    scene = simulate.draw_scene("dim", 7, (96, 112))
+    alone, together = (simulate.simulate("dim", 7, (96, 112), scene=s, threads=n) for s, n in ((None, 1), (scene, 3)))
+    assert np.array_equal(alone.counts, together.counts)
+
+
+def test_the_bound_is_what_frames_apart_reach():
+    # Frames of a strong scene that does not move, each located in the noise-free scene by its own phase: the scatter
+    # of the true place's gradient is what the bound says, so that a one-step estimate has the bound's error.
+    shape, n = (256, 256), 12
+    still = stretch(shape, n)
+    known = dataclasses.replace(movie(shape, still, mean=3.0, contrast=0.25), dose_per_frame=0.0)  # no damage
+    bound = measure.frame_bound(known)
+    field = tuple(size + 64 for size in shape)
+    coefficients = simulate.spline_coefficients(torch.from_numpy(scene(field, 0.2)), field)
+    clean = simulate.moved(coefficients, torch.zeros(2, *shape)).numpy().astype(float) * 0.25
+    slopes = [np.gradient(clean, PIXEL, axis=axis) for axis in (0, 1)]
+    # d moves the content: frame - mean = -mean slope · d; least squares, all pixels having the variance `mean`.
+    residual = known.counts - 3.0 * (1 + clean)
+    found = np.stack([-(residual * s).sum((1, 2)) / (3.0 * (s**2).sum()) for s in slopes], axis=1)
+    wanted = np.sqrt((found**2).sum(1).mean())
+    # 24 numbers: their RMS has a standard error of 1/sqrt(48) = 14 %; the scene known, the error is a little smaller.
+    assert wanted == pytest.approx(bound, rel=0.4)
+
+
 def test_the_same_seed_gives_the_same_movie_and_the_motion_is_that_of_its_regime():
-    first, again, other = (simulate.simulate("quiet", seed, 192) for seed in (3, 3, 4))
+    first, again, other = (simulate.simulate("quiet", seed, (192, 180)) for seed in (3, 3, 4))
     assert np.array_equal(first.counts, again.counts) and not np.array_equal(first.counts, other.counts)
     regime = simulate.REGIMES["quiet"]
-    assert first.counts.shape == (38, 192, 192)
+    assert first.counts.shape == (38, 192, 180)
     assert first.counts.mean() == pytest.approx(53 / 38 * 1.3**2, rel=0.03)
     for seed in range(5):
         truth = simulate.draw_motion(regime, (192, 192), np.random.default_rng(seed))
@@ -102,7 +156,9 @@ def test_only_what_blurs_counts_as_an_error():
     shape = (200, 300)
     truth = stretch(shape, 5, drift=(6.0, -4.0), slope=0.002)
     known = simulate.Movie(np.zeros((5, *shape), np.uint8), truth, PIXEL, 1.0, 0.0)
-    assert measure.field_errors(truth, known) == pytest.approx({"global_A": 0, "local_A": 0, "kept_4A": 1}, abs=1e-9)
+    assert measure.field_errors(truth, known) == pytest.approx(
+        {"global_A": 0, "local_A": 0, "bend_A": 0, "kept_4A": 1}, abs=1e-9
+    )
 
     # Measured against frame 3 instead of frame 0: the corrected image is shifted and stretched, but as sharp.
     def against_3(t, places):
@@ -118,7 +174,7 @@ def test_only_what_blurs_counts_as_an_error():
     wrong = Field(lambda t, p: truth.displacement(t, p) + np.array([(-1.0) ** t, 0]), 5, PIXEL, True)
     found = measure.field_errors(wrong, known)
     assert found["global_A"] == pytest.approx(np.sqrt(0.96), rel=0.01)
-    assert found["local_A"] == pytest.approx(np.sqrt(0.96), rel=0.01)
+    assert found["local_A"] == pytest.approx(np.sqrt(0.96), rel=0.01) and found["bend_A"] < 0.02
     # Amplitude at 4 Å along the error's axis: |3/5 exp(iπ/2) + 2/5 exp(-iπ/2)| = 0.2; across it 1.
     angles = np.arange(12) * np.pi / 12
     wanted = np.mean(np.abs(0.6 * np.exp(0.5j * np.pi * np.sin(angles)) + 0.4 * np.exp(-0.5j * np.pi * np.sin(angles))))
@@ -144,15 +200,15 @@ def test_halves_by_the_known_field_agree_and_by_the_opposite_one_do_not():
     truth = stretch(shape, n, drift=(2.1, -1.3), slope=0.004)
     sharp = movie(shape, truth, mean=100.0, contrast=0.2, noise=False)
     halves = measure.Halves(sharp)
-    known = halves.correlation(truth)
-    inside = (halves.frequencies > 0.02) & (halves.frequencies < 0.15)
-    assert known[inside].min() > 0.999
-    for wrong in (
+    wrong = (
         measure.best_global(sharp),
         Field(lambda t, p: -truth.displacement(t, p), n, PIXEL, True),
         stretch(shape, n, drift=(2.1, -1.3), slope=-0.004),
-    ):
-        curve = halves.correlation(wrong)
+    )
+    known, *curves = map(measure.half_correlation, halves.sums([truth, *wrong]))
+    inside = (halves.frequencies > 0.02) & (halves.frequencies < 0.15)
+    assert known[inside].min() > 0.999
+    for curve in curves:
         assert measure.curve_measures(curve, known, halves.frequencies)["frc_ratio"] < 0.99
     assert measure.curve_measures(known, known, halves.frequencies)["frc_ratio"] == 1
 
@@ -205,6 +261,20 @@ def test_relion_s_shifts_are_applied_and_its_model_is_added():
     assert field.corrected(places)[0] == pytest.approx(0)
     no_model = methods.relion_field(STAR[: STAR.index("data_local")], (2, 200, 300), 2.0)
     assert no_model.corrected(places)[1] == pytest.approx(np.array([[4.0, -3.0]] * 3))
+
+
+def test_a_program_is_stopped_when_the_time_ends_and_its_failure_is_told(tmp_path):
+    counts = np.zeros((2, 8, 8), np.uint8)
+    task = methods.Task(counts, PIXEL, 1.0, tmp_path, 1, deadline=time.monotonic() + 0.5)
+    began = time.monotonic()
+    with pytest.raises(methods.OutOfTime):
+        methods._run(["sleep", 60], task)
+    with pytest.raises(methods.OutOfTime):
+        methods._run(["touch", tmp_path / "begun"], task)
+    assert time.monotonic() - began < 20 and not (tmp_path / "begun").exists()
+    task = methods.Task(counts, PIXEL, 1.0, tmp_path, 1)
+    with pytest.raises(methods.Failed, match="sh gave 3: no motion"):
+        methods._run(["sh", "-c", "echo no motion; exit 3"], task)
 
 
 @pytest.mark.parametrize("method", methods.METHODS)

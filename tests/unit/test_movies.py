@@ -3,9 +3,12 @@
 import contextlib
 import warnings
 
+import hypothesis.extra.numpy
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cryon2n import movies, mrcio
 from cryon2n.errors import InputError
@@ -77,23 +80,99 @@ def test_a_very_hot_pixel_does_not_mark_its_neighbours(tmp_path):
         assert np.argwhere(defects_of(movie)).tolist() == [[30, 30]]
 
 
+def repaired(defects, data):
+    """Frames (n, h, w) with their defects repaired."""
+    repair = movies.Repair(torch.from_numpy(defects))
+    return np.stack([repair(torch.from_numpy(frame.astype(np.float32)), i).numpy() for i, frame in enumerate(data)])
+
+
 def test_repair_uses_only_good_neighbours_of_the_same_frame():
     defects = np.zeros((9, 9), bool)
     defects[4, 4] = defects[4, 5] = True
-    frame = np.arange(81, dtype=np.float32).reshape(9, 9)
-    frame[defects] = 1e6
-    repaired = movies.Repair(torch.from_numpy(defects))(torch.from_numpy(frame.copy())).numpy()
-    np.testing.assert_array_equal(repaired[~defects], frame[~defects])
-    around = [frame[y, x] for y in (3, 4, 5) for x in (3, 4, 5) if not defects[y, x]]
-    assert repaired[4, 4] == pytest.approx(np.mean(around))
+    frames = np.arange(16 * 81, dtype=np.float32).reshape(16, 9, 9)  # every value occurs once
+    frames[:, defects] = 1e6
+    out = repaired(defects, frames)
+    np.testing.assert_array_equal(out[:, ~defects], frames[:, ~defects])
+    for i, frame in enumerate(frames):
+        around = [frame[y, x] for y in (3, 4, 5) for x in (3, 4, 5) if not defects[y, x]]
+        assert out[i, 4, 4] in around and out[i, 4, 5] in frame[3:6, 4:7]
+    assert len({float(out[i, 4, 4] - frames[i, 0, 0]) for i in range(8)}) > 2  # not one neighbour all the time
 
 
-def test_repair_reaches_over_a_dead_block():
-    defects = np.zeros((40, 40), bool)
-    defects[:, 10:17] = True
-    frame = np.full((40, 40), 3.0, np.float32)
-    frame[defects] = np.nan
-    assert (movies.Repair(torch.from_numpy(defects))(torch.from_numpy(frame)).numpy() == 3).all()
+@pytest.mark.parametrize(
+    "block",
+    [np.s_[:, 10:17], np.s_[:33], np.s_[5:70, 5:70], np.s_[::2], np.s_[0, :], np.s_[1:, :], np.s_[:72, :79]],
+    ids=["strip", "edge", "block", "stripes", "row", "one row left", "one corner left"],
+)
+def test_repair_reaches_over_whatever_is_dead(block):
+    defects = np.zeros((73, 80), bool)
+    defects[block] = True
+    frames = np.full((9, 73, 80), 3.0, np.float32)
+    frames[:, defects] = np.nan
+    assert (repaired(defects, frames) == 3).all()
+
+
+def test_a_movie_without_any_good_pixel_cannot_be_repaired():
+    with pytest.raises(InputError, match="every pixel is a defect"):
+        movies.Repair(torch.ones((20, 20), dtype=torch.bool))
+    frame = torch.ones((20, 20))
+    assert movies.Repair(torch.zeros((20, 20), dtype=torch.bool))(frame, 3) is frame
+
+
+@given(hypothesis.extra.numpy.arrays(bool, st.tuples(st.integers(1, 40), st.integers(1, 40))))
+def test_what_is_chosen_is_good(bad):
+    if bad.all():
+        bad[0, 0] = False
+    where, sources = movies.good_pixels_near(bad, 8, np.random.default_rng(0))
+    np.testing.assert_array_equal(where, np.flatnonzero(bad))
+    assert sources.shape == (8, bad.sum()) and not bad.ravel()[sources].any()
+
+
+def test_many_single_defects_are_filled_from_next_to_them():
+    bad = np.zeros((600, 600), bool)
+    bad[5:595:5, 5:595:5] = True  # more than are looked after at once
+    movies_at_once, movies.AT_ONCE = movies.AT_ONCE, 1000
+    try:
+        where, sources = movies.good_pixels_near(bad, 8, np.random.default_rng(0))
+    finally:
+        movies.AT_ONCE = movies_at_once
+    for axis in (0, 1):
+        assert np.abs(np.divmod(sources, 600)[axis] - np.divmod(where, 600)[axis]).max() == 1
+
+
+@pytest.mark.parametrize("width", [1, 100])
+def test_filled_pixels_have_the_noise_of_their_surroundings_and_another_in_each_frame(width):
+    """Closed form: Poisson counts of mean 2 have variance 2, in a column as in a block of 100 x 400 pixels."""
+    mean, n, shape = 2.0, 16, (400, 300)
+    rng = np.random.default_rng(3)
+    frames = rng.poisson(mean, (n, *shape)).astype(np.float32)
+    defects = np.zeros(shape, bool)
+    defects[:, 100 : 100 + width] = True
+    frames[:, defects] = 1e6
+    filled = repaired(defects, frames)[:, defects]  # (n, pixels)
+    # Fillings of one frame are drawn from its good pixels: of a column from some 3 x 400 values.
+    count = min(filled.shape[1], 1200)
+    assert filled.mean() == pytest.approx(mean, abs=5 * np.sqrt(mean / (n * count)))
+    # The variance of Poisson counts' variance: (m + 2 m²) / N.
+    assert filled.var() == pytest.approx(mean, abs=5 * np.sqrt((mean + 2 * mean**2) / (n * count)))
+    correlations = np.corrcoef(filled)
+    assert np.abs(correlations[~np.eye(n, dtype=bool)]).max() < 5 / np.sqrt(filled.shape[1])
+    halves = [filled[k::2].sum(0) for k in (0, 1)]
+    assert abs(np.corrcoef(*halves)[0, 1]) < 5 / np.sqrt(filled.shape[1])
+    for half in halves:
+        assert half.var() == pytest.approx(n / 2 * mean, rel=5 * np.sqrt(2 / count) + 0.05)
+    if width > 1:  # neighbours within the block are independent, too
+        block = halves[0].reshape(400, width)
+        assert abs(np.corrcoef(block[:, 40:60].ravel(), block[:, 41:61].ravel())[0, 1]) < 5 / np.sqrt(8000)
+
+
+def test_a_missing_area_is_told_from_single_defects():
+    defects = np.zeros((64, 64), bool)
+    defects[16:48, 16:32] = True  # two blocks of 16 x 16 of 16
+    defects[::3, ::3] = True
+    assert movies.repaired_area_percent(torch.from_numpy(defects)) == 12.5
+    defects[20, 20] = False
+    assert movies.repaired_area_percent(torch.from_numpy(defects)) == 6.25
 
 
 @pytest.mark.parametrize("name", sorted(movies.TRANSFORMS))

@@ -1,167 +1,214 @@
-"""Patch shards: every pixel used, values kept, no leaks, nothing half-written taken for whole."""
+"""The shards' format: bytes that any tool opens, and a reader that refuses all else by name."""
 
-import os
-import signal
-import subprocess
-import sys
+import io
+import json
+import re
+import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cryon2n import files, pair, shards
+from cryon2n import shards
 from cryon2n.errors import InputError
-from making import white, write_pair, write_pairs
-
-SETTINGS = shards.ShardSettings(patch=48)
+from making import write_pairs, write_shards
 
 
-def write(folder, records, settings=SETTINGS, val=(), test=()):
-    return shards.write_shards(records, {"val": list(val), "test": list(test)}, folder, settings)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Shards of two micrographs, 4 patches of 64 px each: their files' bytes by name."""
+    folder = tmp_path_factory.mktemp("whole")
+    write_shards(folder / "s", write_pairs(folder / "h", n=2))
+    return {path.name: path.read_bytes() for path in (folder / "s").iterdir()}
 
 
-@given(begin=st.integers(0, 500), length=st.integers(1, 3000), patch=st.integers(1, 1024), data=st.data())
-def test_tiles_cover_everything_within_bounds_and_overlap_enough(begin, length, patch, data):
-    overlap = data.draw(st.integers(0, patch - 1))
-    if length < patch:
-        with pytest.raises(ValueError, match="holds no patch"):
-            shards.tile_starts(begin, begin + length, patch, overlap)
-        return
-    starts = shards.tile_starts(begin, begin + length, patch, overlap)
-    assert starts[0] == begin and starts[-1] + patch == begin + length
-    steps = np.diff(starts)
-    assert (steps > 0).all() and (patch - steps >= overlap).all()
-    # The fewest: one patch less could not cover the length even at the least overlap.
-    assert len(starts) == 1 or patch + (len(starts) - 2) * (patch - overlap) < length
+@pytest.fixture
+def copy(whole, tmp_path):
+    """A copy of them; returns the manifest's path."""
+    for name, content in whole.items():
+        (tmp_path / name).write_bytes(content)
+    return tmp_path / "manifest.json"
 
 
-def test_patches_are_the_halves_to_float16(tmp_path):
-    records = write_pairs(tmp_path / "h", n=2, shape=(100, 131))
-    manifest = write(tmp_path / "s", records)
-    n, p, _ = manifest["shape"]
-    assert (n, p) == (2 * 3 * 3, 48) and len(manifest["patches"]) == n
-    halves = {x.name: x for x in map(pair.load_pair, records)}
+def changed(path, **values):
+    """Change a manifest as another program might that knows the format: with a seal that fits."""
+    manifest = json.loads(path.read_text())
+    del manifest["sha256"]
+    for key, value in values.items():
+        *keys, at = (int(k) if k.isdigit() else k for k in key.split("__"))
+        target = manifest
+        for k in keys:
+            target = target[k]
+        if value is None:
+            del target[at]
+        else:
+            target[at] = value
+    shards.write_manifest(path, manifest)
+
+
+# ---------------------------------------------------------------------------- the bytes
+
+
+@given(st.lists(st.integers(1, 10**6), min_size=3, max_size=3))
+def test_the_header_is_a_page_and_numpy_reads_it(shape):
+    head = shards.array_header(shape)
+    assert len(head) == 4096
+    file = io.BytesIO(head)
+    assert np.lib.format.read_magic(file) == (1, 0)
+    assert np.lib.format.read_array_header_1_0(file) == (tuple(shape), False, np.dtype("<f2"))
+    assert file.tell() == 4096
+
+
+def test_numpy_opens_the_arrays_and_a_patch_is_where_the_page_says(whole, copy):
     for side in "ab":
-        array = shards.open_array(tmp_path / "s" / "manifest.json", manifest, side)
-        for patch, entry in zip(array, manifest["patches"], strict=True):
-            own = halves[entry["micrograph"]]
-            wanted = getattr(own, side)[entry["y"] : entry["y"] + p, entry["x"] : entry["x"] + p]
-            # float16 has 11 bits: relative 2^-11, below 2^-14 absolute 2^-25.
-            np.testing.assert_allclose(patch, wanted, rtol=2**-11, atol=2**-25)
-            assert (entry["noise_var_a"], entry["noise_var_b"]) == own.noise_var
+        name = f"train_{side}.npy"
+        array = np.load(copy.with_name(name))
+        assert array.shape == (12, 64, 64) and array.dtype == np.float16
+        # Patch 5 begins 5 x 64 x 64 x 2 bytes after the page, itself at a page: 8192 = 2 x 4096.
+        begin = 4096 + 5 * 8192
+        assert whole[name][begin : begin + 8192] == array[5].tobytes()
+        assert len(whole[name]) == 4096 + 12 * 8192
 
 
-def test_patches_stay_inside_the_valid_region(tmp_path):
-    record = write_pair(tmp_path, "m", white(1), white(2), valid=[5, 120, 0, 150])
-    for entry in write(tmp_path / "s", [record])["patches"]:
-        assert entry["y"] >= 5 and entry["y"] + 48 <= 120 and entry["x"] + 48 <= 150
+def test_the_checksums_are_those_of_other_programs(whole, copy):
+    import hashlib
+
+    manifest = json.loads(whole["manifest.json"])
+    for side in "ab":
+        content = whole[f"train_{side}.npy"]
+        assert manifest["arrays"][side]["sha256"] == hashlib.sha256(content).hexdigest()
+        for k, entry in enumerate(manifest["patches"]):
+            patch = content[4096 + 8192 * k : 4096 + 8192 * (k + 1)]
+            assert int(entry[f"crc32_{side}"], 16) == zlib.crc32(patch)
+    # As docs/shards.md says: head -n -2 manifest.json | head -c -2 | sha256sum
+    text = whole["manifest.json"]
+    body = b"".join(text.splitlines(keepends=True)[:-2])[:-2]
+    assert manifest["sha256"] == hashlib.sha256(body).hexdigest()
 
 
-def test_the_same_input_gives_the_same_bytes(tmp_path, cryon2n):
-    records = write_pairs(tmp_path / "h", n=2)
-    for name in ("s1", "s2"):
-        cryon2n("write-shards", "--train", *records, "--val", "v", "--out", tmp_path / name, "--set", "patch=48")
-    for file in ("train_a.npy", "train_b.npy", "manifest.json"):
-        assert (tmp_path / "s1" / file).read_bytes() == (tmp_path / "s2" / file).read_bytes()
+def test_the_manifest_has_a_line_for_each_patch_and_micrograph(whole):
+    lines = whole["manifest.json"].decode().splitlines()
+    assert sum(line.startswith('  {"micrograph": "mic0", "y":') for line in lines) == 6
+    assert sum(line.startswith('  {"micrograph": "mic0", "first":') for line in lines) == 1
+
+
+# ---------------------------------------------------------------------------- what is refused
+
+
+def refused(path):
+    with pytest.raises(InputError) as caught:
+        shards.read_manifest(path)
+    return str(caught.value)
+
+
+def header(change):
+    """Change an array's header by a function of its bytes."""
+
+    def apply(path):
+        content = path.read_bytes()
+        path.write_bytes(change(content[:4096]) + content[4096:])
+
+    return apply
+
+
+def npy(array):
+    return lambda path: np.save(path, array)
+
+
+PATCHES = np.zeros((12, 64, 64), np.float16)
 
 
 @pytest.mark.parametrize(
-    ("val", "test", "name"), [(["mic0"], [], "mic0"), ([], ["mic1"], "mic1"), (["other"], ["other"], "other")]
-)
-def test_a_micrograph_in_two_splits_is_refused(tmp_path, val, test, name):
-    records = write_pairs(tmp_path / "h", n=2)
-    with pytest.raises(InputError, match=f"^{name}: "):
-        write(tmp_path / "s", records, val=val, test=test)
-    assert not (tmp_path / "s").exists()
+    ("change", "says"),
+    [
+        (lambda path: path.unlink(), "cannot open the shard (No such file"),
+        (lambda path: path.write_bytes(b""), "begins with b''; wanted b'\\x93NUMPY'"),
+        (header(lambda h: b"PK" + h[2:]), "begins with b'PKUMPY'; wanted"),
+        (header(lambda h: h[:6] + b"\x02" + h[7:]), "is of NPY version 2.0; wanted 1.0"),
+        (npy(PATCHES), "its data begin at byte 128; wanted 4096"),
+        (header(lambda h: h.replace(b"<f2", b"<f4")), "holds numbers of type '<f4'; wanted '<f2' (float16)"),
+        (header(lambda h: h.replace(b"<f2", b">f2")), "holds numbers of type '>f2'; wanted '<f2' (float16)"),
+        (header(lambda h: h.replace(b"(12,", b"(13,")), "holds an array of shape (13, 64, 64); its manifest says (12"),
+        (header(lambda h: h.replace(b"False", b"True ")), "in Fortran order; its manifest says"),
+        (header(lambda h: h.replace(b"shape", b"shapo")), "its header cannot be read"),
+        (header(lambda h: h[:3000] + b"\t" + h[3001:]), "byte 3000 of its header differs"),
+        (lambda path: path.write_bytes(path.read_bytes()[:100]), "ends within its header, after 100 bytes"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "has 102399 bytes; wanted 102400, for 12 patches"),
+        (lambda path: path.write_bytes(path.read_bytes() + b"\0"), "has 102401 bytes; wanted 102400"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\x01"), "patch 11 (micrograph mic1, y 64, x 96) has"),
+    ],
+)  # fmt: skip
+def test_an_array_is_refused_and_what_is_wrong_is_named(copy, change, says):
+    path = copy.with_name("train_b.npy")
+    change(path)
+    sentence = refused(copy)
+    assert sentence.startswith(f"{path}: ") and says in sentence and "write the shards again" in sentence
 
 
-def test_a_micrograph_named_twice_is_refused(tmp_path):
-    (record,) = write_pairs(tmp_path / "h", n=1)
-    with pytest.raises(InputError, match="mic0"):
-        write(tmp_path / "s", [record, record])
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"format": "other"}, "is not a manifest of patch shards"),
+        ({"version": 1}, "is of version 1; wanted 2"),
+        ({"dtype": "bfloat16"}, "its dtype is 'bfloat16'; wanted 'float16'"),
+        ({"byte_order": "big"}, "its byte_order is 'big'; wanted 'little'"),
+        ({"data_offset": 128}, "its data_offset is 128; wanted 4096"),
+        ({"shape": [12, 64]}, "its shape is [12, 64]; wanted [n, p, p]"),
+        ({"shape": [12, 64, 32]}, "its shape is [12, 64, 32]; wanted [n, p, p]"),
+        ({"shape": [0, 64, 64]}, "its shape is [0, 64, 64]; wanted [n, p, p]"),
+        ({"shape": [11, 64, 64]}, "gives 102400 bytes for shape [11, 64, 64]; wanted 94208"),
+        ({"pixel_size_A": -1.0}, "its pixel size is -1.0 Å"),
+        ({"shape": None}, "misses the key 'shape'"),
+        ({"arrays__a": None}, "misses the key 'arrays: a'"),
+        ({"arrays__a__sha256": None}, "misses the key 'arrays: a: sha256'"),
+        ({"arrays__a__sha256": "12"}, "wanted a SHA-256"),
+        ({"arrays__b__file": "../elsewhere.npy"}, "names the file '../elsewhere.npy'"),
+        ({"patches__3__crc32_b": None}, "misses the key 'patches: 3: crc32_b'"),
+        ({"patches__3__y": 1.5}, "patches: 3: y is 1.5; wanted int"),
+        ({"patches__3": None}, "lists 11 patches, its shape says 12"),
+        ({"patches__3": 7}, "patches: 3 is no mapping"),
+        ({"micrographs__0__a": None}, "misses the key 'micrographs: 0: a'"),
+        ({"split__val": None}, "misses the list 'split: val'"),
+        ({"split__test": ["mic1"]}, "mic1: in more than one of train, val and test"),
+        ({"split__train": ["mic0"], "split__val": ["mic1"]}, "patch 6 (micrograph mic1, y 0, x 0) is in val; wanted"),
+        ({"split__train": ["mic0"]}, "patch 6 (micrograph mic1, y 0, x 0) is in no split; wanted"),
+    ],
+)  # fmt: skip
+def test_a_manifest_is_refused_and_what_is_wrong_is_named(copy, values, says):
+    changed(copy, **values)
+    sentence = refused(copy)
+    assert sentence.startswith(f"{copy}: ") and says in sentence
 
 
-def test_differing_pixel_sizes_and_small_regions_are_refused(tmp_path):
-    one, other = write_pair(tmp_path, "one", white(1), white(2)), write_pair(tmp_path, "o", white(3), white(4), 2.0)
-    with pytest.raises(InputError, match="pixel sizes differ"):
-        write(tmp_path / "s", [one, other])
-    with pytest.raises(InputError, match="128 x 160 px holds no patch of 1024"):
-        write(tmp_path / "s", [one], shards.ShardSettings())
-    with pytest.raises(InputError, match="patch of 32 or more"):
-        shards.ShardSettings(patch=64, overlap=64)
+def test_a_changed_manifest_with_its_seal_made_anew_is_taken(copy):
+    changed(copy, producer="another program")
+    assert shards.read_manifest(copy)["producer"] == "another program"
 
 
-def test_unrepaired_pixels_are_refused(tmp_path):
-    a = white(1)
-    a[3, 3] = 1e7
-    record = write_pair(tmp_path, "m", a, white(2))
-    files.write_json(record, {**pair.read_record(record), "a": {**pair.read_record(record)["a"], "scale": 1.0}})
-    with pytest.raises(InputError, match="wanted repaired pixels"):
-        write(tmp_path / "s", [record])
-    assert list((tmp_path / "s").iterdir()) == []
-
-
-@pytest.mark.parametrize("keep", [0, 50, 1000])
-def test_a_truncated_array_is_refused_by_name(tmp_path, keep):
-    write(tmp_path / "s", write_pairs(tmp_path / "h", n=1))
-    array = tmp_path / "s" / "train_b.npy"
-    array.write_bytes(array.read_bytes()[:keep])
-    with pytest.raises(InputError, match=r"train_b\.npy: cannot open"):
-        shards.read_manifest(tmp_path / "s" / "manifest.json")
-
-
-def test_an_array_of_another_shape_is_refused(tmp_path):
-    write(tmp_path / "s", write_pairs(tmp_path / "h", n=1))
-    np.save(tmp_path / "s" / "train_a.npy", np.zeros((2, 48, 48), np.float16))
-    with pytest.raises(InputError, match=r"train_a\.npy: holds float16"):
-        shards.read_manifest(tmp_path / "s" / "manifest.json")
-
-
-@pytest.mark.parametrize("content", [None, "[]", "{}", '{"format": "cryon2n-shards", "version": 99}', "{half"])
-def test_a_manifest_that_is_none_is_refused(tmp_path, content):
+@pytest.mark.parametrize("content", [None, b"[]", b"{}", b"{half", b"\xff\xfe", b""])
+def test_what_is_no_manifest_is_refused(tmp_path, content):
     path = tmp_path / "manifest.json"
     if content is not None:
-        path.write_text(content)
-    with pytest.raises(InputError, match=r"manifest\.json"):
-        shards.read_manifest(path)
+        path.write_bytes(content)
+    assert refused(path).startswith(f"{path}: ")
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from cryon2n import files, pair, shards
-what, folder, *records = sys.argv[1:]
-def die(*args, **kwargs):
-    os.kill(os.getpid(), signal.SIGKILL)
-if what == "reading":  # at the second micrograph
-    load, seen = pair.load_pair, []
-    pair.load_pair = lambda path: die() if seen else (seen.append(path), load(path))[1]
-elif what == "renaming":  # between the two arrays
-    replace, done = os.replace, []
-    os.replace = lambda *a: die() if done else (done.append(a), replace(*a))
-else:  # before the manifest
-    files.write_json = die
-shards.write_shards([Path(r) for r in records], {"val": [], "test": []}, Path(folder), shards.ShardSettings(patch=48))
-"""
+def test_a_manifest_beside_the_arrays_of_other_shards_is_refused(copy, tmp_path):
+    other = write_shards(tmp_path / "o", write_pairs(tmp_path / "h", n=2, first=5))
+    copy.write_bytes((other).read_bytes())
+    assert re.search(r"train_a\.npy: patch 0 \(micrograph mic5.*belongs to other shards", refused(copy))
 
 
-@pytest.mark.parametrize("what", ["reading", "renaming", "manifest"])
-@pytest.mark.parametrize("before", [False, True], ids=["fresh", "over old ones"])
-def test_a_killed_writer_leaves_nothing_that_passes_for_shards(tmp_path, what, before):
-    records = write_pairs(tmp_path / "h", n=2)
-    if before:  # same shape, other pixels
-        write(tmp_path / "s", write_pairs(tmp_path / "old", n=2, first=7))
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, what, tmp_path / "s", *records], env=os.environ, capture_output=True, text=True
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    manifest = tmp_path / "s" / "manifest.json"
-    if before and what == "reading":  # the old shards are still whole
-        arrays = shards.read_manifest(manifest)["arrays"]
-        assert all(files.sha256_of(manifest.with_name(x["file"])) == x["sha256"] for x in arrays.values())
-    else:
-        with pytest.raises(InputError):
-            shards.read_manifest(manifest)
-    write(tmp_path / "s", records)  # and it is simply written again
-    assert shards.read_manifest(manifest)["split"]["train"] == ["mic0", "mic1"]
+@settings(deadline=None)
+@given(data=st.data())
+def test_no_flipped_bit_of_a_manifest_passes(whole, tmp_path_factory, data):
+    folder = tmp_path_factory.getbasetemp() / "flips"
+    folder.mkdir(exist_ok=True)
+    content = bytearray(whole["manifest.json"])
+    # Half of them near the end, where the seal is.
+    place = data.draw(st.one_of(st.integers(0, len(content) - 1), st.integers(len(content) - 90, len(content) - 1)))
+    content[place] ^= 1 << data.draw(st.integers(0, 7))
+    (folder / "manifest.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"manifest\.json: "):
+        shards.read_manifest(folder / "manifest.json", arrays=False)

@@ -19,7 +19,7 @@ SHAPE = (128, 160)
 
 def split(tmp_path, data, pixel_size=1.5, **settings):
     with movies.open_movie(write_movie(tmp_path / "m.mrc", data, pixel_size)) as movie:
-        return splitting.split_movie(movie, splitting.SplitSettings(**settings))
+        return splitting.split_movie(movie, splitting.SplitSettings(**settings))[:3]
 
 
 def counts(seed, n, shape=SHAPE, mean=2.0, contrast=0.2):
@@ -40,6 +40,29 @@ def test_halves_of_a_movie_that_does_not_move_are_plain_sums(tmp_path, unmoved, 
     np.testing.assert_allclose(b, data[1::2].sum(0), atol=1e-4)
     assert record["a"]["frames"] == [0, 2, 4, 6] and record["b"]["frames"] == [1, 3, 5]
     assert record["valid"] == [0, shape[0], 0, shape[1]]
+
+
+def test_a_dead_block_is_filled_with_other_noise_in_each_half_and_the_audit_knows(tmp_path, cryon2n):
+    """A block of 80 x 80 px that a list of defects names: no good pixel is within 32 px of its middle."""
+    mean, n, shape = 3.0, 12, (400, 400)
+    data = counts(9, n, shape, mean, contrast=0.05)
+    data[:, 100:180, 200:280] = 0
+    write_movie(tmp_path / "m.mrc", data)
+    (tmp_path / "defects.txt").write_text("200 100 80 80\n")
+    words = ["--movie", tmp_path / "m.mrc", "--set", f"defects={tmp_path / 'defects.txt'}"]
+    cryon2n("split-halves", *words, "--out", tmp_path / "h" / "m")
+    a, b = (mrcio.read_mrc(tmp_path / "h" / f"m_{side}.mrc")[0][110:170, 210:270] for side in "ab")
+    for half in (a, b):
+        assert half.mean() == pytest.approx(n / 2 * mean, rel=0.05)
+        assert half.var() == pytest.approx(n / 2 * mean, rel=0.15)  # 5 standard errors of sqrt(2 / 3600), and signal
+    assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 5 / 60
+    record = json.loads((tmp_path / "h" / "m.json").read_text())
+    # Whole blocks of 16 within rows 100 to 180 are 112 to 176, within columns 200 to 280 208 to 272: 4 x 4 of 25 x 25.
+    assert record["defects"] == 80 * 80 and record["repaired_area_percent"] == pytest.approx(100 * 16 / 625)
+    words = ["audit-halves", "--halves", tmp_path / "h" / "m.json", "--figure", tmp_path / "f.png"]
+    cryon2n(*words, "--table", tmp_path / "t.tsv", "--settings", json.dumps({"max_excluded": 1}))
+    row = files.read_table(tmp_path / "t.tsv", ["flags"])[0]
+    assert "dead-area" in row["flags"] and float(row["dead_percent"]) == pytest.approx(2.56)
 
 
 @pytest.mark.parametrize("step", [(2, -1), (-1, 3)])
@@ -193,8 +216,8 @@ def test_the_record_holds_what_the_data_guide_says(tmp_path, cryon2n):
     record = json.loads((tmp_path / "h" / "m.json").read_text())
     assert set(record) == {
         "format", "version", "micrograph", "shape", "pixel_size_A", "valid", "a", "b", "full", "alignment",
-        "dose_weighted", "trajectory_A", "bin", "defects", "producer", "inputs",
-        "reference_transform", "gain_check", "local_motion_A", "motion", "source_frames", "seconds",
+        "dose_weighted", "voltage_kV", "trajectory_A", "bin", "defects", "repaired_area_percent", "producer", "inputs",
+        "reference_transform", "gain_check", "local_motion_A", "motion", "source_frames", "seconds", "made_with",
     }  # fmt: skip
     side = {"frames", "n_frames", "dose_e_per_A2", "offset", "scale", "noise_var", "sha256"}
     assert set(record["a"]) == set(record["b"]) == side and set(record["full"]) == {"offset", "scale"}

@@ -135,7 +135,7 @@ def test_a_planted_fault_is_found(fault, monkeypatch):
     elif fault == "average":
         monkeypatch.setattr(torch, "_foreach_mul_", lambda *args: None)
     else:
-        monkeypatch.setattr("cryon2n.step.n2n_loss", lambda f, a, b, va, vb: (f(a) - b).square().mean())
+        monkeypatch.setattr("cryon2n.step.n2n_loss", lambda f, a, b, *_: (f(a) - b).square().mean())
     form = verify.FORMS[0]
     assert form.precision == "float64"
     verdicts = {row["quantity"]: row["verdict"] for row in verify.verify(SMALL, None, CPU, [form])}

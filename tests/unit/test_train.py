@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cryon2n import pair, train, unet
+from cryon2n import pair, train, train_log, unet
 from cryon2n.errors import InputError
 from cryon2n.validation import validate
 from making import command, write_pairs, write_shards
@@ -85,7 +85,7 @@ def test_the_command_writes_weights_card_metrics_and_log(whole_run, data):
     assert metrics["steps"] == 12 and metrics["loader"] == "ram" and metrics["settings"]["seed"] == 5
     assert metrics["fingerprint"] and metrics["parameters"] > 0
     lines = (whole_run / "log.csv").read_text().splitlines()
-    assert lines[0].split(",") == list(train.LOG_COLUMNS) and [x.split(",")[0] for x in lines[1:]] == ["4", "8", "12"]
+    assert lines[0].split(",") == list(train_log.COLUMNS) and [x.split(",")[0] for x in lines[1:]] == ["4", "8", "12"]
     net, card = unet.load_weights(whole_run / "weights.safetensors")
     assert json.loads(card["trained_on"]) == ["mic0", "mic1"] and card["pixel_size_A"] == "1.5"
     assert net.settings.channels == (4, 6)

@@ -51,7 +51,7 @@ def test_halves_and_training_run_as_slurm_jobs(slurm, tmp_path):
     options = {
         "--workflow-profile": ["profiles/slurm"],
         "--latency-wait": ["10"],
-        "--set-threads": ["train_unet=2"],
+        "--set-threads": ["train_unet=2", "write_shards=2"],
         "--set-resources": [f"{rule}:mem_mb={mb}" for rule, mb in memory.items()],
         "--configfile": [small],
     }

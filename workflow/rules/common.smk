@@ -15,6 +15,7 @@ from cryon2n.codeversion import code_version
 from cryon2n.errors import InputError
 from cryon2n.methods import FILTERS, TOPAZ
 from cryon2n.movie_header import MOVIE_ENDINGS
+from cryon2n.shards_bad import find_masks
 from cryon2n.study import REFERENCE_ENDING, read_study
 
 # The commands run this checkout's code with the Python that runs Snakemake (under --sdm conda, with the
@@ -66,6 +67,17 @@ def records(split):
 def halves_of(split):
     """Give the halves themselves, which the commands find beside their records."""
     return [f"results/{DATASET}/halves/{mic}_{side}.mrc" for mic in SPLIT[split] for side in "ab"]
+
+
+def masks(split):
+    """Give the masks of a split's micrographs that are there, so that another mask makes the shards anew."""
+    folder = config["shards"]["masks"]
+    if folder is None:
+        return []
+    try:
+        return [str(path) for path in find_masks(folder, SPLIT[split]).values()]
+    except InputError as error:
+        raise WorkflowError(str(error)) from None
 
 
 def estimates(methods, micrographs):

@@ -4,8 +4,8 @@ Two half micrographs with independent noise, and their audit.
 REQUIRED INPUTS
     data/{dataset}/raw/{mic}{ending}, gain and dark if there are any; or a sheet of pairs (kind `halves`)
 OUTPUTS
-    results/{dataset}/halves/{mic}_a.mrc, {mic}_b.mrc, {mic}.json, qc/{mic}.png,
-    audit.tsv, audit_rings.tsv, audit.png, excluded.tsv
+    results/{dataset}/halves/{mic}_a.mrc, {mic}_b.mrc, {mic}.json, {mic}_groups.mrc (halves: groups beyond 2),
+    qc/{mic}.png, audit.tsv, audit_rings.tsv, audit.png, excluded.tsv
 """
 
 if KIND == "halves":
@@ -56,6 +56,7 @@ else:
             a="results/{dataset}/halves/{mic}_a.mrc",
             b="results/{dataset}/halves/{mic}_b.mrc",
             record="results/{dataset}/halves/{mic}.json",
+            groups="results/{dataset}/halves/{mic}_groups.mrc" if config["halves"]["groups"] > 2 else [],
         log:
             "logs/split_halves/{dataset}/{mic}.log",
         benchmark:
@@ -75,14 +76,17 @@ else:
             prefix=subpath(output.record, strip_suffix=".json"),
             code=code_version(
                 "split.py",
+                "split_stage.py",
                 "alignment.py",
                 "device.py",
                 "dm4.py",
+                "dose.py",
                 "fourier.py",
                 "frame_range.py",
                 "frames.py",
                 "frames_tiff.py",
                 "gain.py",
+                "gain_tiles.py",
                 "halves.py",
                 "local_motion.py",
                 "motion.py",
@@ -125,7 +129,9 @@ rule audit_halves:
         runtime="2h",
     params:
         settings=settings("audit"),
-        code=code_version("audit.py", "audit_checks.py", "audit_rules.py", "fourier.py", "pair.py", "mrcio.py"),
+        code=code_version(
+            "audit.py", "audit_checks.py", "audit_rules.py", "dose.py", "fourier.py", "pair.py", "mrcio.py"
+        ),
     shell:
         "cryon2n audit-halves --halves {input.records:q} --table {output.table:q} --rings {output.rings:q} "
         "--excluded {output.excluded:q} --figure {output.figure:q} --settings {params.settings:q} 2>&1 | tee {log:q}"

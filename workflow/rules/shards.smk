@@ -3,16 +3,20 @@ Patch shards of the training micrographs.
 
 REQUIRED INPUTS
     results/{dataset}/halves/ of the training micrographs, excluded.tsv of the audit
+    masks of the training micrographs, where the config names a folder of them
 OUTPUTS
     results/{dataset}/shards/train_a.npy, train_b.npy, manifest.json
 """
 
 
+# A killed job leaves .train_a.part.npy, .train_b.part.npy and .shards.journal, which are not declared: the next
+# run goes on with them.
 rule write_shards:
     input:
         records=records("train"),
         halves=halves_of("train"),
         excluded="results/{dataset}/halves/excluded.tsv",
+        masks=masks("train"),
     output:
         manifest="results/{dataset}/shards/manifest.json",
         a="results/{dataset}/shards/train_a.npy",
@@ -23,7 +27,7 @@ rule write_shards:
         "benchmarks/jobs/write_shards/{dataset}.tsv"
     conda:
         "../../envs/cryon2n.yaml"
-    threads: 1
+    threads: 4
     resources:
         mem="8GB",
         runtime="2h",
@@ -32,7 +36,17 @@ rule write_shards:
         directory=subpath(output.manifest, parent=True),
         val=SPLIT["val"],
         test=SPLIT["test"],
-        code=code_version("shards.py", "pair.py", "mrcio.py"),
+        code=code_version(
+            "shards_write.py",
+            "shards_cut.py",
+            "shards.py",
+            "shards_bad.py",
+            "shards_part.py",
+            "shards_tiles.py",
+            "pair.py",
+            "mrcio.py",
+        ),
     shell:
         "cryon2n write-shards --train {input.records:q} --val {params.val:q} --test {params.test:q} "
-        "--excluded {input.excluded:q} --out {params.directory:q} --settings {params.settings:q} 2>&1 | tee {log:q}"
+        "--excluded {input.excluded:q} --out {params.directory:q} --threads {threads} "
+        "--settings {params.settings:q} 2>&1 | tee {log:q}"

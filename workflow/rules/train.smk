@@ -38,11 +38,13 @@ rule train_unet:
         device=DEVICE,
         code=code_version(
             "train.py",
+            "train_log.py",
             "step.py",
             "unet.py",
             "topaz_shape.py",
             "finetune.py",
             "validation.py",
+            "whitening.py",
             "metrics.py",
             "loaders.py",
             "loader_base.py",

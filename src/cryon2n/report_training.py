@@ -1,0 +1,43 @@
+"""The report's parts about training: its course, and how fast data came."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cryon2n import figures, files
+from cryon2n.errors import InputError
+
+
+def training(results: Path, models: Sequence[str], names: Mapping[str, str], look: Any) -> dict[str, Any] | None:
+    """Return figure and facts of our models' training; None where no model has left any."""
+    facts, histories = [], {}
+    for model in models:
+        folder = results / "models" / model
+        if not (folder / "metrics.json").exists():
+            continue
+        facts.append({"name": names[model], **files.read_json(folder / "metrics.json")})
+        if (folder / "log.csv").exists():
+            table = pd.read_csv(folder / "log.csv")
+            wanted = ("step", "loss", "val_delta_umse")
+            if missing := [c for c in wanted if c not in table]:
+                raise InputError(f"{folder / 'log.csv'}: column {', '.join(missing)} is missing; train again")
+            histories[model] = {c: table[c].to_numpy(float) for c in wanted}
+    if not facts:
+        return None
+    plot = figures.draw_training(histories, names, look) if histories else None
+    return {"facts": facts, "uri": figures.svg_uri(plot) if plot else None}
+
+
+def loaders(results: Path) -> dict[str, Any] | None:
+    """Return figure, table and sentences of ``bench loaders``; None where it has not been run for this data set."""
+    found, figure = results / "bench" / "loaders.json", results / "bench" / "loaders.png"
+    if not found.exists():
+        return None
+    result = files.read_json(found)
+    try:
+        short, arithmetic = result["short"], result["arithmetic"]
+    except (KeyError, TypeError):
+        raise InputError(f"{found}: is not what bench loaders writes; run it again, or delete it") from None
+    return {**short, "arithmetic": arithmetic, "uri": figures.file_uri(figure) if figure.exists() else None}
