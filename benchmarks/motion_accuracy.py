@@ -1,14 +1,14 @@
 """Measure motion correction on simulated movies whose motion is known, beside other programs.
 
     bash envs/run.sh python benchmarks/motion_accuracy.py [--seeds 10] [--size 1536 | --size 3838 3710]
-        [--regimes quiet …] [--methods "cryon2n local" …] [--table] [--out …/summary.tsv]
+        [--regimes quiet …] [--methods "cryon2n local" …] [--table] [--out …/summary.tsv] [--runs …/runs.json]
 
 On a GPU (``--device``) run the simulator, the methods that can use one, and the sums; frames are counted and RELION
 runs on the CPU's cores meanwhile, if several movies are worked on at a time (``--movies``, ``--programs`` …).
 
 Every (regime, seed, method) is one small file in ``--cache``: an interrupted run, or one that ``--minutes`` ended, goes
-on where it stopped, and what failed is tried again.  Delete the files of a method whose code has changed, all when the simulator's has.  RELION 3.1
-(Debian: ``apt install relion``; GPL, run as a program) and torch-motion-correction
+on where it stopped, and what failed is tried again.  Delete the files of a method whose code has changed, all when the
+simulator's has.  RELION 3.1 (Debian: ``apt install relion``; GPL, run as a program) and torch-motion-correction
 (``benchmarks/motion-accuracy/torch-motion-correction.txt``) are left out, with the reason, where absent.
 
 Columns: ``global_A`` is the RMS error of the field's mean over the image, ``local_A`` that of the field at 12 × 12
@@ -230,6 +230,21 @@ def markdown(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def take_runs(runs: Path, cache: Path) -> None:
+    """Put the results of an earlier run that are kept in one file into the cache, where they are missing."""
+    kept = files.read_json(runs) if runs.is_file() else {}
+    for key, result in kept.items():
+        path = cache / f"{key}.json"
+        if not path.is_file():
+            files.write_json(path, result)
+
+
+def keep_runs(runs: Path, cache: Path) -> None:
+    """Keep all results of the cache in one file."""
+    paths = sorted(cache.rglob("*.json"))
+    files.write_json(runs, {str(p.relative_to(cache).with_suffix("")): files.read_json(p) for p in paths})
+
+
 def run_all(args: argparse.Namespace, cache: Path, seeds: range, wanted: list[str]) -> None:
     """Work on every movie that misses a result, several at a time."""
     began = time.monotonic()
@@ -283,6 +298,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="run nothing: the table of the results so far")
     parser.add_argument("--cache", type=Path, default=ROOT / "results" / "motion-accuracy")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "motion-accuracy" / "summary.tsv")
+    parser.add_argument("--runs", type=Path, help="JSON of all single results: taken up where it exists, and written")
     args = parser.parse_args()
     log.set_stage("motion-accuracy")
     args.size = (args.size * 2)[:2]
@@ -294,8 +310,12 @@ def main() -> None:
     wanted = [m for m in args.methods if m not in absent]
     cache = args.cache / ("undamaged" if args.no_damage else "damaged")
     seeds = range(args.first_seed, args.first_seed + args.seeds)
+    if args.runs is not None:
+        take_runs(args.runs, args.cache)
     if not args.table:
         run_all(args, cache, seeds, wanted)
+    if args.runs is not None:
+        keep_runs(args.runs, args.cache)
     paths = {(r, s, m): result_path(cache, args.size, r, s, m) for r in args.regimes for m in wanted for s in seeds}
     results = {key: files.read_json(path) for key, path in paths.items() if path.is_file()}
     rows = summarise(results, absent)

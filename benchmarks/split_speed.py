@@ -1,7 +1,7 @@
 """Measure how fast movies are split, beside bare reading and writing and RELION.
 
     bash envs/run.sh python benchmarks/split_speed.py [--device auto] [--movies 5] [--repeats 3]
-        [--size 7676 7420] [--frames 38] [--threads N] [--folder DIR] [--out …/summary.tsv]
+        [--size 7676 7420] [--frames 38] [--threads N] [--folder DIR] [--out …/DEVICE.tsv]
 
 A full-size movie of uint8 counts is made (`split_speed.movie`), synced and read once, so that it lies in the page
 cache; every repeat runs each program in turn, beginning with another one each time.  Movies of the many-movies form
@@ -99,12 +99,13 @@ def main() -> int:
     parser.add_argument("--frames", type=int, default=simulated.N_FRAMES)
     parser.add_argument("--programs", nargs="+", default=list(programs.PROGRAMS), choices=list(programs.PROGRAMS))
     parser.add_argument("--folder", type=Path, help="for movie and halves; default: one for temporary files")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "split-speed" / "summary.tsv")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/split-speed/DEVICE.tsv")
     args = parser.parse_args()
     log.set_stage("split-speed")
     if args.movies < 2 or args.repeats < 1:
         parser.error("--movies wants 2 or more, --repeats 1 or more")
     where = str(device.choose(args.device))
+    out = args.out or ROOT / "benchmarks" / "split-speed" / f"{where}.tsv"
     absent = {name: why for name in args.programs if (why := programs.why_absent(name))}
     wanted = [OURS, *(name for name in args.programs if name not in absent and name != OURS)]
     with tempfile.TemporaryDirectory(prefix="split-speed-", dir=args.folder) as folder:
@@ -121,7 +122,7 @@ def main() -> int:
     head = f"# {args.frames} frames of {args.size[0]} x {args.size[1]}, bin {programs.BIN}, {args.movies} movies, "
     head += f"{args.repeats} repeats; {machine(where, args.threads)}"
     text = "\n".join([head, "\t".join(COLUMNS), *("\t".join(str(r[c]) for c in COLUMNS) for r in rows)]) + "\n"
-    files.write_text(args.out, text)
+    files.write_text(out, text)
     print(text, end="")
     return 0
 

@@ -168,7 +168,7 @@ def why_absent(name: str) -> str | None:
 
 def stage_threads(device: str) -> dict[str, int]:
     """Return how many threads of the form with many movies work in each of its stages (`cryon2n.split_many`)."""
-    beside = 2 if device == "cuda" else 1
+    beside = 3 if device == "cuda" else 1
     return {"read": 1, "split": 1, "hash": beside, "write": beside}
 
 

@@ -105,16 +105,16 @@ def on_bins(grid: Grid, values: np.ndarray) -> torch.Tensor:
 
 
 def move_back(grid: Grid, images: torch.Tensor, shifts: np.ndarray) -> None:
-    """Move images (n, h, w // 2 + 1) back by `shifts` (n, 2) in Å, in place."""
+    """Move images (..., h, w // 2 + 1) back by `shifts` (..., 2) in Å, in place."""
     rows, columns = phases(grid, shifts)
-    images *= rows[:, :, None]
-    images *= columns[:, None, :]
+    images *= rows[..., :, None]
+    images *= columns[..., None, :]
 
 
 def phases(grid: Grid, shifts: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the factors of rows (n, h) and columns (n, w // 2 + 1) that move images back by `shifts` Å."""
+    """Return the factors of rows (..., h) and columns (..., w // 2 + 1) that move images back by `shifts` Å."""
     by = torch.as_tensor(shifts, dtype=torch.float32, device=grid.sy.device)
-    angles = (TAU * by[:, :1] * grid.sy, TAU * by[:, 1:] * grid.sx)
+    angles = (TAU * by[..., :1] * grid.sy, TAU * by[..., 1:] * grid.sx)
     return tuple(torch.polar(torch.ones_like(a), a) for a in angles)
 
 
@@ -154,12 +154,13 @@ def measure_spectrum(grid: Grid, places: Iterable[torch.Tensor], q: np.ndarray, 
     smooth : int
         Rings on either side over which the estimate is averaged.
     """
-    cross, powers, count = np.zeros(grid.n_rings), np.zeros((2, grid.n_rings)), np.zeros(grid.n_rings)
+    bins, count = torch.zeros(3, *grid.inside.shape, dtype=torch.float64, device=grid.inside.device), 0.0
     for images in places:
         x, y = images[0::2].sum(0), images[1::2].sum(0)
-        cross += ring_sum(grid, (x * y.conj()).real)
-        powers += [ring_sum(grid, (z * z.conj()).real) for z in (x, y)]
+        for total, pair in zip(bins, ((x, y), (x, x), (y, y)), strict=True):
+            total += (pair[0] * pair[1].conj()).real
         count += grid.counts
+    cross, *powers = (ring_sum(grid, total) for total in bins)
     smooth = min(smooth, (grid.n_rings - 1) // 2)
     share = np.maximum([(q[0::2] ** 2).sum(0), (q[1::2] ** 2).sum(0)], 1e-9)
     kernel = np.ones(2 * smooth + 1)
@@ -202,8 +203,8 @@ def make_weights(grid: Grid, spectrum: Spectrum, q: np.ndarray) -> Weights:
     return Weights(on_bins(grid, weight) * grid.inside, information)
 
 
-def gradients(grid: Grid, weights: Weights, aligned: torch.Tensor, area: float = 1.0) -> np.ndarray:
-    """Return the gradient (n, 2) of the log-likelihood at the images' present shifts, in 1/Å.
+def gradients(grid: Grid, weights: Weights, aligned: torch.Tensor, area: float | np.ndarray = 1.0) -> np.ndarray:
+    """Return the gradient (..., n, 2) of the log-likelihood at the images' present shifts, in 1/Å.
 
     An image's own part of the sum has no say in it: its product with itself is real.
 
@@ -211,15 +212,15 @@ def gradients(grid: Grid, weights: Weights, aligned: torch.Tensor, area: float =
     ----------
     grid : Grid
     weights : Weights
-    aligned : tensor, shape (n, h, w // 2 + 1), complex
+    aligned : tensor, shape (..., n, h, w // 2 + 1), complex
         Images, times q, moved back by their present shifts.
-    area : float
+    area : float or ndarray, shape (..., 1, 1)
         Mean square of the window of images that were windowed (and divided by its root) before the
         transform: neighbouring bins then tell partly the same.
     """
-    scene = (weights.bins * aligned.sum(0)).conj()
+    scene = (weights.bins * aligned.sum(-3)).conj()
     slopes = torch.stack([scene * grid.sy[:, None], scene * grid.sx], -1)
-    products = aligned.reshape(len(aligned), -1) @ slopes.reshape(-1, 2)
+    products = aligned.flatten(-2) @ slopes.flatten(-3, -2)
     return -TAU * area * products.imag.double().cpu().numpy()
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import fft
 
-from cryon2n import excluded, files, fourier, log, metrics, mrcio, pooling
+from cryon2n import excluded, files, fourier, half_errors, log, metrics, mrcio, pooling
 from cryon2n.errors import InputError
 from cryon2n.pair import Pair, load_pair, read_estimates
 from cryon2n.pooling import IMAGE_METRICS, TRUTH_METRICS, UNBIASED_METRICS
@@ -142,8 +142,8 @@ def unbiased_scores(pair: Pair, estimates: Mapping[str, np.ndarray], peak: float
         umse_ba,
         metrics.decibel_over(peak**2, umse),
         metrics.decibel_over(metrics.covariance(a, b), umse),
-        metrics.bias_variance(fa, fb, a, b),
-        metrics.residual_noise(fa, fb),
+        half_errors.bias_variance(fa, fb, a, b),
+        half_errors.residual_noise(fa, fb),
     )
     return {("half", name): value for name, value in zip(UNBIASED_METRICS, values, strict=True)}
 

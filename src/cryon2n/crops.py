@@ -2,8 +2,9 @@
 
 A patch is read once and serves several steps: a *visit*.  Random crops of 512² px out of patches of
 1024² that are read for one crop each would read four times the bytes that are used; a visit of
-(1024/512)² = 4 steps, one random crop in each, reads as many bytes as it trains.  The places of a
-batch begin their visits at different steps, so that a step's crops come from visits of all ages.
+(1024/512)² = 4 steps, one random crop in each, reads as many bytes as it trains, one of 16 steps a
+quarter of them, which is what a disk can give a GPU.  The places of a batch begin their visits at
+different steps, so that a step's crops come from visits of all ages.
 
 Everything is a function of (seed, step): nothing to save, and a resumed run takes the same crops.
 """
@@ -14,6 +15,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+USES = 4  # of each pixel in a visit: visits fifteen times as long did no harm (benchmarks/README.md)
 LONGEST_VISIT = 16  # steps; tiny crops would else stay with the same few patches for hundreds of steps
 
 
@@ -41,8 +43,8 @@ class CropPlan:
 
 
 def visit_steps(patch: int, crop: int, wanted: int = 0) -> int:
-    """Return for how many steps a visit lasts: `wanted`, or for 0 as many as the patch has pixels for."""
-    return wanted or int(np.clip(round((patch / crop) ** 2), 1, LONGEST_VISIT))
+    """Return for how many steps a visit lasts: `wanted`, or for 0 until each pixel was used `USES` times."""
+    return wanted or int(np.clip(round(USES * (patch / crop) ** 2), 1, LONGEST_VISIT))
 
 
 def visits_at(step: int, batch: int, steps: int) -> np.ndarray:

@@ -15,7 +15,8 @@ from cryon2n import log
 from cryon2n.errors import InputError
 from cryon2n.listing import fetch_text
 from cryon2n.movie_header import Geometry
-from cryon2n.movie_sheet import entry_number, is_safe_name, printable
+from cryon2n.movie_sheet import entry_number, printable
+from cryon2n.names import is_safe_name
 from cryon2n.web import FetchSettings, integer, open_session
 
 BASE_API = "https://www.ebi.ac.uk/empiar/api/entry"

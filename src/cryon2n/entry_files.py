@@ -17,7 +17,8 @@ from cryon2n.empiar import Entry, ImageSet, set_folder
 from cryon2n.errors import InputError
 from cryon2n.listing import Listing, fetch_listing
 from cryon2n.movie_header import movie_ending
-from cryon2n.movie_sheet import MovieRow, micrograph_name, movie_url, reference_kind
+from cryon2n.movie_sheet import MovieRow, movie_url, reference_kind
+from cryon2n.names import micrograph_name
 from cryon2n.web import FetchSettings, open_session
 
 LISTINGS = 4  # how often a listing that seems short is asked for in all

@@ -12,7 +12,7 @@ import requests
 import urllib3
 
 from cryon2n.errors import InputError
-from cryon2n.movie_sheet import is_safe_name
+from cryon2n.names import is_safe_name
 from cryon2n.web import Again, FetchSettings, open_url, reason_of, with_retries
 
 TEXT_LIMIT = 50_000_000  # bytes of a listing or an API reply; the longest are a few MB

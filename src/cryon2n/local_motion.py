@@ -6,6 +6,7 @@ probable, so that a movie without local motion gets none.  In the end a field fi
 must explain the patches between, which it has not seen, or it is thrown away.
 """
 
+import dataclasses
 import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ KNOTS = 7  # of the stored field along each side
 ACCEPT = 4.0  # log-likelihood that unseen patches must gain, in all
 ROUNDS = 4
 MOST_PATCHES = 12  # along a side
+AT_ONCE = 8  # frames that are cut into patches together
 
 
 @dataclass(frozen=True)
@@ -139,13 +141,10 @@ def cut_patches(grid: alignment.Grid, images: torch.Tensor, counts: tuple[int, i
         scaled = torch.as_tensor(window / np.sqrt(areas[p]), dtype=torch.float32, device=device)
         cut.append((slice(y0, y1), slice(x0, x1), scaled))
     band = grid.inside.clamp_max(1)
-    for t, spectrum in enumerate(images):
-        frame = torch.fft.irfft2(spectrum * band, s=grid.shape)
-        padded = torch.zeros(len(cells), *size, device=device)
+    for t in range(0, len(images), AT_ONCE):
+        frames = torch.fft.irfft2(images[t : t + AT_ONCE] * band, s=grid.shape)
         for p, (rows, columns, window) in enumerate(cut):
-            piece = frame[rows, columns]
-            padded[p, : piece.shape[0], : piece.shape[1]] = piece * window
-        spectra[:, t] = torch.fft.rfft2(padded)
+            spectra[p, t : t + AT_ONCE] = torch.fft.rfft2(frames[:, rows, columns] * window, s=size)
     return Patches(patch_grid, spectra, centres, areas, cells)
 
 
@@ -262,8 +261,9 @@ def estimate_local(
     q = alignment.damage_factors(patches.grid, n, dose_per_frame)
     aspect = sides / sides.max()
     priors = [
-        make_prior(patches.centres, aspect, n, width, length, time)
+        dataclasses.replace(prior, width=width)
         for length, time in itertools.product(LENGTHS, TIMES)
+        for prior in (make_prior(patches.centres, aspect, n, 1.0, length, time),)
         for width in WIDTHS_A
     ]
     shifts = np.zeros((len(patches.centres), n, 2))
@@ -271,12 +271,7 @@ def estimate_local(
     for _ in range(ROUNDS):
         spectrum = alignment.measure_spectrum(patches.grid, patches.images, q)
         weights = alignment.make_weights(patches.grid, spectrum, q)
-        gradient = np.stack(
-            [
-                alignment.gradients(patches.grid, weights, images_of_patch, area)
-                for images_of_patch, area in zip(patches.images, patches.areas, strict=True)
-            ]
-        )
+        gradient = alignment.gradients(patches.grid, weights, patches.images, patches.areas[:, None, None])
         told = gradient + (patches.areas[:, None] * weights.information)[..., None] * shifts
         fits = [fit(candidate, told, patches.areas, weights.information) for candidate in priors]
         best = int(np.argmax([evidence for _, evidence in fits]))
@@ -285,8 +280,7 @@ def estimate_local(
         prior, coefficients = priors[best], fits[best][0]
         new = _evaluate(prior.space, prior.frames, coefficients)
         step = new - shifts
-        for images_of_patch, its_step in zip(patches.images, step, strict=True):
-            alignment.move_back(patches.grid, images_of_patch, its_step)
+        alignment.move_back(patches.grid, patches.images, step)
         shifts = new
         if np.abs(step).max() < 0.02:
             break
@@ -331,7 +325,4 @@ def _gain_on_unseen(
 def _scene(patches: Patches, p: int, shifts: np.ndarray) -> torch.Tensor:
     """Return the sum of a patch's images, moved back by `shifts` (n, 2) in Å."""
     rows, columns = alignment.phases(patches.grid, shifts)
-    total = torch.zeros_like(patches.images[p, 0])
-    for image, row, column in zip(patches.images[p], rows, columns, strict=True):
-        total += image * row[:, None] * column
-    return total
+    return (patches.images[p] * rows[:, :, None] * columns[:, None, :]).sum(0)

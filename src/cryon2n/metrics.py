@@ -13,21 +13,11 @@ from skimage.metrics import structural_similarity
 from skimage.registration import phase_cross_correlation
 
 from cryon2n import fourier
+from cryon2n.half_errors import covariance, mean_square
 
 Box = tuple[slice, slice]  # rows, columns
 
 # ---------------------------------------------------------------------------- without a truth
-
-
-def mean_square(x: np.ndarray) -> float:
-    """Return the mean of ``x²``, accumulated in float64."""
-    return float(np.mean(np.square(x, dtype=np.float64)))
-
-
-def covariance(x: np.ndarray, y: np.ndarray) -> float:
-    """Return the covariance of two images over their pixels (divided by N), accumulated in float64."""
-    x, y = x.astype(np.float64), y.astype(np.float64)
-    return float(np.mean((x - x.mean()) * (y - y.mean())))
 
 
 def correlation_coefficient(x: np.ndarray, y: np.ndarray) -> float:
@@ -65,23 +55,6 @@ def raw_range(full: np.ndarray) -> float:
     """Return the 0.1 to 99.9 percentile range of the raw whole exposure: uPSNR's peak without a truth."""
     low, high = np.percentile(full, [0.1, 99.9])
     return float(high - low)
-
-
-def bias_variance(fa: np.ndarray, fb: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
-    """Variance of a denoiser's systematic error, from halves (Palovcak et al., IUCrJ 2020, PMC7642784).
-
-    ``cov(fa, fb) + cov(a, b) - cov(fa, b) - cov(fb, a)``: the expectation is ``cov(E fa - S, E fb - S)``.
-    """
-    return covariance(fa, fb) + covariance(a, b) - covariance(fa, b) - covariance(fb, a)
-
-
-def residual_noise(fa: np.ndarray, fb: np.ndarray) -> float:
-    """Variance of a denoised half that it does not share with the other, ``var(fa - fb) / 2``.
-
-    This is ``cov(fa, fa) - cov(fa, fb)`` averaged over both halves.
-    """
-    difference = fa - fb
-    return covariance(difference, difference) / 2
 
 
 def noise_power_ratio(f_noise: np.ndarray, noise: np.ndarray) -> float:

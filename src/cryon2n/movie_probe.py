@@ -15,7 +15,8 @@ import urllib3
 from cryon2n import log
 from cryon2n.empiar import ImageSet
 from cryon2n.movie_header import Geometry, WrongFile, check_head, read_head
-from cryon2n.movie_sheet import MovieRow, micrograph_name, movie_url
+from cryon2n.movie_sheet import MovieRow, movie_url
+from cryon2n.names import micrograph_name
 from cryon2n.web import Again, FetchSettings, integer, open_session, open_url, reason_of, with_retries
 
 HEAD = 1 << 16  # bytes asked for of each movie: more than an MRC header, and often a TIFF's first page

@@ -12,12 +12,12 @@ from pathlib import Path, PurePosixPath
 
 from cryon2n import files
 from cryon2n.errors import InputError
-from cryon2n.movie_header import MOVIE_ENDINGS, Geometry, movie_ending
+from cryon2n.movie_header import Geometry
+from cryon2n.names import is_safe_name
 from cryon2n.web import integer
 
 SHEET_COLUMNS = ["micrograph", "path", "size", "sha256"]
 GEOMETRY_COLUMNS = ["frames", "height", "width", "data_type"]  # older sheets lack them
-SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
 DATA_TYPE = re.compile(r"(u?int|float|complex|complex_int)[0-9]{1,3}")
 UNKNOWN = Geometry()
 # Gain, dark and defect references lie among the movies (norm-amibox05-0.mrc, dark-amibox05-0.mrc).
@@ -127,22 +127,6 @@ def entry_number(entry: str | int) -> str:
     if not match:
         raise InputError(f"entry {str(entry)!r}: not an EMPIAR accession; wanted one like 10025 or EMPIAR-10025")
     return match[1]
-
-
-def micrograph_name(filename: str) -> str:
-    """Return a movie's micrograph name: the file name without its ending and a trailing ``.frames``."""
-    ending = movie_ending(filename)
-    if ending is None:
-        raise InputError(f"{filename!r}: is not a movie; wanted a name that ends in {', '.join(MOVIE_ENDINGS)}")
-    name = filename[: -len(ending)].removesuffix(".frames")
-    if not is_safe_name(name):
-        raise InputError(f"{filename!r}: gives no safe micrograph name ({name!r}); choose others with --pattern")
-    return name
-
-
-def is_safe_name(name: str) -> bool:
-    """Tell whether a name can be a file name and a workflow wildcard: plain characters and no ``..``."""
-    return bool(SAFE_NAME.fullmatch(name)) and ".." not in name
 
 
 def printable(text: object) -> str:

@@ -250,6 +250,7 @@ def find_defects(frames: RawFrames, n_sigma: float = 7.0) -> torch.Tensor:
     for index in range(frames.n):
         total += frames.corrected(index)
         steady &= frames.raw(index) == first
+        frames.movie.frames.release()
     # Below 7² electrons a dead pixel is within 7 sigma of the mean.  By chance a good pixel of 20 or
     # more electrons stays empty in one of 5e8 cases; that equal counts recur 16 times is as rare.
     if frames.n < 16:

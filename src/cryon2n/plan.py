@@ -68,7 +68,9 @@ def plan_text(config: dict[str, Any]) -> str:
     raw = n * frames * h * w * size * (2 if from_pairs else 1)
     bin_ = 1 if from_pairs else config["halves"].get("bin", 1)
     h, w = h // bin_, w // bin_
-    halves = n * 2 * h * w * 4
+    groups = 0 if from_pairs else config["halves"].get("groups", 2)
+    images = 2 + (groups if groups > 2 else 0)  # each micrograph's halves, and the stack of its groups
+    halves = n * images * h * w * 4
     settings = build(ShardSettings, config["shards"], "config: shards")
     patches, warnings = 0, []
     try:
@@ -81,7 +83,7 @@ def plan_text(config: dict[str, Any]) -> str:
     where = device.choose(config["compute"]["device"])
     lines += [
         f"  {'input':12} {raw / 1e9:.1f} GB" + ("" if from_pairs else f" raw: {frames} frames each"),
-        f"  {'halves':12} {halves / 1e9:.2f} GB: 2 x {n} of {h} x {w} px (bin {bin_})",
+        f"  {'halves':12} {halves / 1e9:.2f} GB: {images} x {n} of {h} x {w} px (bin {bin_})",
         f"  {'shards':12} {shard_bytes / 1e9:.2f} GB: {patches} patches of {settings.patch} px, two sides, float16",
         f"  {'denoised':12} {denoised / 1e9:.2f} GB: {methods} methods on {split['test']} test micrographs",
     ]

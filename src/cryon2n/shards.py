@@ -73,7 +73,7 @@ def file_bytes(shape: tuple[int, ...] | list[int]) -> int:
 
 def crc32(data: Any) -> str:
     """Return the CRC-32 (ISO 3309; that of gzip and zlib) of contiguous bytes as 8 hex digits."""
-    # libdeflate's takes a twentieth of zlib's time; both release the interpreter.
+    # libdeflate's takes an eighth of zlib's time; both release the interpreter.
     value = imagecodecs.deflate_crc32(data) if imagecodecs.DEFLATE.available else zlib.crc32(data)
     return f"{value:08x}"
 

@@ -13,7 +13,7 @@ from cryon2n import mrcio
 from cryon2n.errors import InputError
 
 BLOCK = 16  # pixels; side of the squares in which the halves are looked at
-EVERY = 4  # pixels; every fourth row and column of a square are enough to see that it is constant
+EVERY = 4  # pixels; every fourth row and column of a square are enough to see that it is not constant
 FLAT = 0.1  # of the median range of values: a hundredth of the variance, as in the audit's dead area
 MASK_ENDINGS = (".mrc", ".png", ".tif", ".tiff")
 
@@ -41,22 +41,27 @@ def flat_blocks(a: np.ndarray, b: np.ndarray, valid: list[int], scales: tuple[fl
     """
     y0, y1, x0, x1 = valid
     rows, columns = (y1 - y0) // BLOCK, (x1 - x0) // BLOCK
-    ranges = np.empty((3, rows, columns), np.float32)
-    side = BLOCK // EVERY
+
+    def look(row: int, n: int, every: int) -> np.ndarray:
+        """Return the ranges of `n` rows of squares from `row` on, shape (3, n, columns): of a, b and a - b."""
+        begin = y0 + row * BLOCK
+        part = (slice(begin, begin + n * BLOCK, every), slice(x0, x0 + columns * BLOCK, every))
+        one, other = (np.asarray(x[part], np.float32) for x in (a, b))
+        difference = one * np.float32(1 / scales[0]) - other * np.float32(1 / scales[1])
+        side = BLOCK // every
+        squares = [image.reshape(n, side, columns, side) for image in (one, other, difference)]
+        return np.stack([_reduced(np.maximum, x) - _reduced(np.minimum, x) for x in squares])
+
     with np.errstate(all="ignore"):  # values that are not finite are found by comparing below
-        for row in range(0, rows, BLOCK):
-            n = min(BLOCK, rows - row)
-            begin = y0 + row * BLOCK
-            part = (slice(begin, begin + n * BLOCK, EVERY), slice(x0, x0 + columns * BLOCK, EVERY))
-            one, other = (np.asarray(x[part], np.float32) for x in (a, b))
-            difference = one * np.float32(1 / scales[0]) - other * np.float32(1 / scales[1])
-            for k, image in enumerate((one, other, difference)):
-                squares = image.reshape(n, side, columns, side)
-                ranges[k, row : row + n] = _reduced(np.maximum, squares) - _reduced(np.minimum, squares)
-    flat = np.zeros((rows, columns), bool)
-    for image in ranges:
-        alive = image[image > 0]  # neither constant nor NaN
-        flat |= ~(image > FLAT * (np.median(alive) if alive.size else np.inf))
+        found = [look(row, min(BLOCK, rows - row), EVERY) for row in range(0, rows, BLOCK)]
+        ranges = np.concatenate(found, axis=1)
+        # Of those that are neither constant nor NaN.
+        medians = [np.median(alive) if (alive := image[image > 0]).size else np.inf for image in ranges]
+        limits = FLAT * np.array(medians)[:, None, None]
+        flat = np.any(~(ranges > limits), axis=0)
+        # Where counts are few, 16 pixels can be alike by chance.
+        for row in np.flatnonzero(flat.any(axis=1)):
+            flat[row] = np.any(~(look(int(row), 1, 1) > limits), axis=0)
     return flat
 
 

@@ -25,8 +25,9 @@ CODE = (
     "shards_write.py", "shards_cut.py", "shards.py", "shards_bad.py", "shards_part.py", "shards_tiles.py", "pair.py",
     "mrcio.py",
 )  # fmt: skip
-# Pixels that are normalised and cast at once: they stay in the cache, and torch takes no threads of its own for them.
-BAND = 16384
+# Pixels of a patch that are normalised and cast at once: they stay in the cache, and torch, which takes threads of
+# its own from 32768 on, takes none.
+BAND = 32000
 
 
 def code() -> str:
@@ -144,10 +145,10 @@ def cut_row(
     with np.errstate(all="ignore"):  # what is not finite is refused below
         for row in range(0, p, height):
             part = band[: min(height, p - row)]
-            part[...] = mrcio.frame_data(image[y + row : y + row + len(part), left:right])
-            # As `pair.load_pair` does it, to the bit.
-            np.subtract(part, unit["offset"], out=part)
-            np.divide(part, unit["scale"], out=part)
+            counts = mrcio.frame_data(image[y + row : y + row + len(part), left:right])
+            # In float32, as `pair.load_pair` does it, to the bit.
+            np.subtract(counts, np.float32(unit["offset"]), out=part, dtype=np.float32)
+            np.divide(part, np.float32(unit["scale"]), out=part)
             pieces = [part[:, x - left : x - left + p] for x in xs]
             # Between the patches, where others are left out, there may be anything.
             if not _within(part) and not all(map(_within, pieces)):

@@ -11,7 +11,7 @@ each of K groups, and the two halves.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -137,13 +137,18 @@ class Split(NamedTuple):
     groups: np.ndarray | None
 
 
-def split_movie(
+def split_movie(movie: movies.Movie, settings: SplitSettings, where: torch.device | str = "cpu") -> Split:
+    """Align a movie's frames and sum them in groups: `align_movie`, and the record."""
+    return align_movie(movie, settings, where)()
+
+
+def align_movie(
     movie: movies.Movie,
     settings: SplitSettings,
     where: torch.device | str = "cpu",
     loaded: movies.RawFrames | None = None,
-) -> Split:
-    """Align a movie's frames and sum them in groups.
+) -> Callable[[], Split]:
+    """Align a movie's frames and sum them in groups; the function that is returned makes the record, on a CPU.
 
     Parameters
     ----------
@@ -190,6 +195,7 @@ def split_movie(
     def spectra() -> Iterator[torch.Tensor]:
         for i in range(n):
             yield cropped_spectrum(repair(raw.corrected(i), i)[: shape[0] * b, : shape[1] * b], shape)
+            movie.frames.release()  # each frame is wanted once in a pass
 
     keep = n * shape[0] * (shape[1] // 2 + 1) * 8 <= KEEP[where.type]
     if keep:
@@ -222,44 +228,48 @@ def split_movie(
     del kept
     a, b_ = sums if len(sums) == 2 else (sums[k::2].sum(0) for k in range(2))
     seconds.lap("sums")
+    n_defects, repaired = int(defects.sum()), movies.repaired_area_percent(defects)
 
-    shifts = moved.extremes() / pixel_size
-    try:
-        valid = valid_region(shifts, shape, 0 if moved.local is None else warp.REACH)
-        sides = normalise_equal(a, b_, valid, (len(members[0]), len(members[1])))
-    except InputError as error:
-        raise InputError(f"{movie.path}: {error}; look at the movie, and leave it out of the sheet") from None
-    first = movie.frames.first
-    for side, own in zip("ab", members, strict=True):
-        sides[side] = {**content(own, first, per_frame), **sides[side]}
-    record = {
-        "shape": list(shape),
-        "pixel_size_A": round(pixel_size, 6),
-        "valid": valid,
-        **sides,
-        "alignment": settings.alignment,
-        "dose_weighted": settings.dose_weighting,
-        "voltage_kV": settings.voltage_kV,
-        "trajectory_A": np.round(moved.trajectory_A, 4).tolist(),
-        "local_motion_A": None if moved.local is None else np.round(moved.local.knots_A, 3).tolist(),
-        "motion": moved.info,
-        "bin": b,
-        "defects": int(defects.sum()),
-        "repaired_area_percent": movies.repaired_area_percent(defects),
-        "reference_transform": settings.reference_transform,
-        "gain_check": None if gain_check is None else gain_check.record,
-        "source_frames": movie.frames.record,
-        "seconds": seconds.laps,
-    }
-    if len(groups) > 2:
-        unit = record["a"]["scale"] / record["a"]["n_frames"]
-        normal = normalise_groups(sums, valid, [len(own) for own in groups], unit)
-        record["groups"] = [
-            {**content(own, first, per_frame), **side} for own, side in zip(groups, normal, strict=True)
-        ]
-    if gain_check is not None and gain_check.verdict not in ("agrees", "flat"):
-        log.say(f"warning: {movie.path}: {gain_check.sentence}")
-    return Split(a, b_, record, sums if len(groups) > 2 else None)
+    def finish() -> Split:
+        shifts = moved.extremes() / pixel_size
+        try:
+            valid = valid_region(shifts, shape, 0 if moved.local is None else warp.REACH)
+            sides = normalise_equal(a, b_, valid, (len(members[0]), len(members[1])))
+        except InputError as error:
+            raise InputError(f"{movie.path}: {error}; look at the movie, and leave it out of the sheet") from None
+        first = movie.frames.first
+        for side, own in zip("ab", members, strict=True):
+            sides[side] = {**content(own, first, per_frame), **sides[side]}
+        record = {
+            "shape": list(shape),
+            "pixel_size_A": round(pixel_size, 6),
+            "valid": valid,
+            **sides,
+            "alignment": settings.alignment,
+            "dose_weighted": settings.dose_weighting,
+            "voltage_kV": settings.voltage_kV,
+            "trajectory_A": np.round(moved.trajectory_A, 4).tolist(),
+            "local_motion_A": None if moved.local is None else np.round(moved.local.knots_A, 3).tolist(),
+            "motion": moved.info,
+            "bin": b,
+            "defects": n_defects,
+            "repaired_area_percent": repaired,
+            "reference_transform": settings.reference_transform,
+            "gain_check": None if gain_check is None else gain_check.record,
+            "source_frames": movie.frames.record,
+            "seconds": seconds.laps,
+        }
+        if len(groups) > 2:
+            unit = record["a"]["scale"] / record["a"]["n_frames"]
+            normal = normalise_groups(sums, valid, [len(own) for own in groups], unit)
+            record["groups"] = [
+                {**content(own, first, per_frame), **side} for own, side in zip(groups, normal, strict=True)
+            ]
+        if gain_check is not None and gain_check.verdict not in ("agrees", "flat"):
+            log.say(f"warning: {movie.path}: {gain_check.sentence}")
+        return Split(a, b_, record, sums if len(groups) > 2 else None)
+
+    return finish
 
 
 def used_frames(movie: movies.Movie, settings: SplitSettings) -> movies.Movie:

@@ -1,8 +1,8 @@
 """Split movies one after another: while one is aligned, the next is read and the one before is written.
 
-On a GPU a thread of its own reads or decodes the next movie's frames, a few at a time, and uploads them, and two
-threads write halves and hash files.  Memory beside `split.split_movie`'s, which is on the GPU: there one more
-movie's frames, here two movies' halves and a page-locked frame for each of `READERS`.
+On a GPU a thread of its own reads or decodes the next movie's frames, a few at a time, and uploads them, and
+others hash files and write halves.  Memory beside `split.split_movie`'s, which is on the GPU: there one more
+movie's frames, here four movies' halves and a page-locked frame for each of `READERS`.
 
 On a CPU only hashing and writing go on beside the alignment: nothing is read ahead, so that memory is that
 of one movie and one more movie's halves.
@@ -10,7 +10,7 @@ of one movie and one more movie's halves.
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -21,7 +21,7 @@ import torch
 
 from cryon2n import files, halves, log, movies
 from cryon2n.errors import InputError
-from cryon2n.split import Split, SplitSettings, split_movie, used_frames
+from cryon2n.split import Split, SplitSettings, align_movie, used_frames
 from cryon2n.split_done import provenance, stamp
 
 READERS = min(8, os.cpu_count() or 1)  # threads that decode one movie's frames for a GPU
@@ -159,7 +159,7 @@ class Pipeline:
         self.references, self.settings, self.where, self.several = references, settings, where, several
         self.opener, self.outcome = Opener(references, settings, where), Outcome()
         self.began = time.monotonic()
-        self.workers = 2 if where.type == "cuda" else 1
+        self.workers = 3 if where.type == "cuda" else 1  # three hash as fast as one is aligned
         self.reading = ThreadPoolExecutor(1)
         self.hashing, self.writing = (ThreadPoolExecutor(self.workers) for _ in range(2))
         self.unwritten: list[tuple[Job, Future[None]]] = []
@@ -201,19 +201,20 @@ class Pipeline:
     def _split(self, job: Job, stack: ExitStack, raw: movies.RawFrames, checksum: Checksum) -> None:
         try:
             with stack, self.outcome.timed("split", job.movie):
-                result = split_movie(raw.movie, self.settings, self.where, raw)
+                finish = align_movie(raw.movie, self.settings, self.where, raw)
         except FAILURES as error:
             checksum.cancel()
             self._failed(job, error)
             return
-        self.unwritten.append((job, self.writing.submit(self._write, job, result, checksum)))
+        self.unwritten.append((job, self.writing.submit(self._write, job, finish, checksum)))
         self._settle(self.workers)
 
-    def _write(self, job: Job, result: Split, checksum: Checksum) -> None:
+    def _write(self, job: Job, finish: Callable[[], Split], checksum: Checksum) -> None:
         known = {path: future.result() for path, future in {**self.shared, job.movie: checksum}.items()}
         inputs = self.references.inputs(job.movie)
         made_with = {**self.made_with.result(), "files": {name: known[path][0] for name, path in inputs.items()}}
         with self.outcome.timed("write", job.movie):
+            result = finish()
             halves.write_halves(
                 job.prefix,
                 result.a,

@@ -187,15 +187,16 @@ class Stepper:
             group["lr"].fill_(rate * group["share"])
         self.keep.fill_(decay)
         self.take.fill_(1 - decay)
-        if not self.wants_graph:
-            self._run(batch)
-        elif self.graph is not None:
+        if self.wants_graph:
             self._fill(batch)
-            self.graph.replay()
-        elif self.done < WARM_STEPS:
-            self._on_side_stream(batch)
+            if self.graph is not None:
+                self.graph.replay()
+            elif self.done < WARM_STEPS:
+                self._on_side_stream()
+            else:
+                self._capture()
         else:
-            self._capture(batch)
+            self._run(batch)
         self.done += 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -211,19 +212,23 @@ class Stepper:
         self.running.copy_(state["running"])
 
     def _fill(self, batch: tuple[torch.Tensor, ...]) -> None:
+        """Copy a batch to where the graph looks for it."""
+        if self.inputs is None:
+            # Dense, whatever the batch is a view of; and the same for the steps before the capture, or the
+            # compiler would be called again in its midst.
+            self.inputs = tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in batch)
         for own, new in zip(self.inputs, batch, strict=True):
             own.copy_(new, non_blocking=True)
 
-    def _on_side_stream(self, batch: tuple[torch.Tensor, ...]) -> None:
+    def _on_side_stream(self) -> None:
         """Run a step as a capture wants its predecessors: not on the default stream."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            self._run(batch)
+            self._run(self.inputs)
         torch.cuda.current_stream().wait_stream(side)
 
-    def _capture(self, batch: tuple[torch.Tensor, ...]) -> None:
-        self.inputs = tuple(x.clone() for x in batch)
+    def _capture(self) -> None:
         self.optimiser.zero_grad(set_to_none=True)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):

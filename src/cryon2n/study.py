@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cryon2n import files, movie_sheet
+from cryon2n import files, movie_sheet, names
 from cryon2n.errors import InputError
 from cryon2n.frame_range import FrameRange, parse_frame_range
 from cryon2n.methods import BUILT_IN
@@ -183,7 +183,7 @@ def _movie_sources(source: dict[str, Any]) -> dict[str, dict[str, Any]]:
         paths = sorted(p for p in where.iterdir() if movie_ending(p.name) and not movie_sheet.reference_kind(p.name))
         if not paths:
             raise InputError(f"{where}: holds no movies; wanted files that end in {', '.join(MOVIE_ENDINGS)}")
-        found = {movie_sheet.micrograph_name(p.name): p for p in paths}
+        found = {names.micrograph_name(p.name): p for p in paths}
         if len(found) < len(paths):
             raise InputError(f"{where}: holds several movies of one name; say in a sheet which to take")
     else:
@@ -191,7 +191,7 @@ def _movie_sources(source: dict[str, Any]) -> dict[str, dict[str, Any]]:
         found = {row["micrograph"]: where.parent / row["path"] for row in rows}
         if len(found) < len(rows):
             raise InputError(f"{where}: a micrograph's name stands there twice; give each its own")
-    unsafe = [name for name in found if not movie_sheet.is_safe_name(name)]
+    unsafe = [name for name in found if not names.is_safe_name(name)]
     if unsafe:
         raise InputError(f"{where}: {unsafe[0]!r} cannot name a micrograph; wanted letters, digits and _ . + - only")
     odd = [p for p in found.values() if not movie_ending(p.name)]

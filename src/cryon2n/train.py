@@ -63,7 +63,7 @@ class TrainSettings:
     compile : str
         ``auto`` (on a GPU), ``on`` or ``off``: torch.compile.
     visit : int
-        Steps that a patch serves each time it is read; 0 for as many as its pixels fill: (patch / crop)².
+        Steps that a patch serves each time it is read; 0 for 4 (patch / crop)², 16 at most.
     loader : str
         ``auto``, ``gpu``, ``ram`` or ``stream``.
     ram_GB : float

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from cryon2n import metrics, pair
+from cryon2n import half_errors, pair
 from cryon2n.denoise import denoise_image
 
 # Over-denoising: the systematic error has grown by this much over its lowest value while the whole no longer falls.
@@ -25,9 +25,9 @@ class Validation:
         ``mean((f(a) - b)²) - mean((a - b)²)``, over both directions.  The noise of b cancels, so it needs no
         estimate of it.  Negative is better than raw; only differences between networks mean something.
     bias_variance : float
-        Variance of the network's systematic error (`metrics.bias_variance`).
+        Variance of the network's systematic error (`half_errors.bias_variance`).
     residual_noise : float
-        Variance of what a denoised half does not share with the other (`metrics.residual_noise`).
+        Variance of what a denoised half does not share with the other (`half_errors.residual_noise`).
     """
 
     delta_umse: float
@@ -42,9 +42,9 @@ def validate(net: nn.Module, pairs: Sequence[pair.Pair], precision: str) -> Vali
     for p in pairs:
         a, b = p.a[p.valid], p.b[p.valid]
         fa, fb = (denoise_image(net, x, precision=precision)[p.valid] for x in (p.a, p.b))
-        raw = metrics.mean_square(a - b)
-        delta = (metrics.mean_square(fa - b) + metrics.mean_square(fb - a)) / 2 - raw
-        found.append((delta, metrics.bias_variance(fa, fb, a, b), metrics.residual_noise(fa, fb)))
+        raw = half_errors.mean_square(a - b)
+        delta = (half_errors.mean_square(fa - b) + half_errors.mean_square(fb - a)) / 2 - raw
+        found.append((delta, half_errors.bias_variance(fa, fb, a, b), half_errors.residual_noise(fa, fb)))
     return Validation(*(float(x) for x in np.mean(found, axis=0)))
 
 

@@ -54,16 +54,16 @@ def test_each_patch_is_visited_equally_often(n, batch, visit):
 
 def test_as_many_bytes_are_read_as_trained():
     n, patch, crop, batch = 50, 64, 32, 8
-    plans = [crops.plan_crops(0, step, n, patch, crop, batch) for step in range(100)]
+    plans = [crops.plan_crops(0, step, n, patch, crop, batch, visit=4) for step in range(100)]
     read = len(set(np.concatenate([p.visit for p in plans]))) * patch**2
     used = 100 * batch * crop**2
     assert used <= read <= used + batch * patch**2  # the visits under way at the end are not used up
 
 
 @pytest.mark.parametrize(("patch", "crop", "wanted", "steps"), [
-    (1024, 512, 0, 4), (1024, 1024, 0, 1), (1024, 800, 0, 2), (1024, 128, 0, crops.LONGEST_VISIT), (1024, 512, 9, 9),
+    (1024, 512, 0, 16), (1024, 1024, 0, 4), (1024, 800, 0, 7), (1024, 128, 0, crops.LONGEST_VISIT), (1024, 512, 9, 9),
 ])  # fmt: skip
-def test_a_visit_lasts_for_as_many_crops_as_fill_the_patch(patch, crop, wanted, steps):
+def test_a_visit_lasts_until_each_pixel_was_used_four_times(patch, crop, wanted, steps):
     assert crops.visit_steps(patch, crop, wanted) == steps
 
 

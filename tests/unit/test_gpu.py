@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cryon2n import denoise, movies, split, unet, verify
+from cryon2n import denoise, loaders, movies, split, unet, verify
 from making import command, field, frames, write_movie, write_pairs, write_shards
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -79,3 +79,19 @@ def test_a_run_killed_on_the_gpu_ends_with_the_same_weights(tmp_path):
     assert command(*arguments(out)) == 0
     whole, resumed = (load_file(d / "weights.safetensors") for d in (tmp_path / "whole", out))
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+
+
+@pytest.mark.parametrize("kind", ["gpu", "ram", "stream"])
+def test_a_busy_gpu_gets_the_batches_of_the_cpu(tmp_path, kind):
+    manifest = write_shards(tmp_path / "s", write_pairs(tmp_path / "h", n=4), 64)
+    wanted = loaders.open_loader(manifest, "ram", 32, 6, 3, torch.device("cpu"))
+    loader = loaders.open_loader(manifest, kind, 32, 6, 3, GPU)
+    work = torch.randn(3000, 3000, device=GPU)
+    found = []
+    for step, batch in enumerate(loader.batches(0, 200)):
+        for _ in range(step % 7):  # queues run late, by different amounts
+            work = torch.nn.functional.normalize(work @ work)
+        found.append([x.clone() for x in batch.tensors()])
+    for tensors, batch in zip(found, wanted.batches(0, 200), strict=True):
+        assert all(torch.equal(x.cpu(), y) for x, y in zip(tensors, batch.tensors(), strict=True))
+    assert 0 <= loader.waits.share() < 1 and loader.waits.steps >= 180

@@ -5,7 +5,7 @@ import pytest
 from scipy import fft, ndimage
 from skimage.metrics import structural_similarity
 
-from cryon2n import fourier, metrics
+from cryon2n import fourier, half_errors, metrics
 
 SHAPE = (128, 160)
 
@@ -91,7 +91,7 @@ def test_umse_is_bias_variance_plus_residual_noise_exactly():
     a, b, fa, fb = ((x - x.mean()).astype(np.float64) for x in (a, b, fa, fb))
     noise_a, noise_b = metrics.measured_noise(a, b, (0.3, 0.7))
     umse = (metrics.unbiased_mse(fa, b, noise_b) + metrics.unbiased_mse(fb, a, noise_a)) / 2
-    parts = metrics.bias_variance(fa, fb, a, b) + metrics.residual_noise(fa, fb)
+    parts = half_errors.bias_variance(fa, fb, a, b) + half_errors.residual_noise(fa, fb)
     assert umse == pytest.approx(parts, rel=1e-9)
 
 
@@ -103,8 +103,8 @@ def test_bias_and_residual_noise_of_a_known_blur():
     bias, residual = [], []
     for seed in range(20):
         a, b = (smooth(0) + noise(seed + n, sigma=1.5) for n in (100, 200))
-        bias.append(metrics.bias_variance(blur(a, 3), blur(b, 3), a, b))
-        residual.append(metrics.residual_noise(blur(a, 3), blur(b, 3)))
+        bias.append(half_errors.bias_variance(blur(a, 3), blur(b, 3), a, b))
+        residual.append(half_errors.residual_noise(blur(a, 3), blur(b, 3)))
     true_bias = np.var(blur(smooth(0), 3) - smooth(0), dtype=np.float64)
     true_residual = 1.5**2 * (kernel**2).sum()
     assert abs(np.mean(bias) - true_bias) < 4 * np.std(bias) / np.sqrt(20)

@@ -11,13 +11,13 @@ from cryon2n.movie_header import Geometry
 from cryon2n.movie_sheet import (
     MovieRow,
     entry_number,
-    micrograph_name,
     movie_url,
     printable,
     read_sheet,
     sheet_text,
     write_sheet,
 )
+from cryon2n.names import micrograph_name
 
 STUDY = Path(__file__).parents[2] / "config" / "movies" / "empiar-10025.tsv"
 OLD = "# a comment\nmicrograph\tpath\tsize\tsha256\n"

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from cryon2n import files, gain, mrcio, split_many
 from cryon2n.movies import TRANSFORMS
+from cryon2n.split import SplitSettings
 from making import command, field, frames, write_movie
 
 N, SHAPE = 6, (128, 160)
@@ -218,7 +220,29 @@ def test_arguments_that_contradict_each_other_are_refused(entry, tmp_path, capsy
             command(*movies, *wrong)
 
 
-# ---------------------------------------------------------------------------- on tensors, as on a GPU
+# ---------------------------------------------------------------------------- on a GPU, and on tensors as there
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32])
+def test_frames_read_ahead_for_a_gpu_are_those_of_the_file(tmp_path, dtype):
+    data = np.random.default_rng(0).integers(0, 60000 if dtype == np.uint16 else 100, (5, 64, 70)).astype(dtype)
+    write_movie(tmp_path / "m.mrc", data)
+    opener = split_many.Opener(split_many.References(), SplitSettings(), torch.device("cuda"))
+    with ExitStack() as stack:
+        raw = opener.open(tmp_path / "m.mrc", stack)
+    for index, frame in enumerate(data):
+        np.testing.assert_array_equal(raw.corrected(index).cpu().numpy(), frame.astype(np.float32))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_splits_as_a_cpu_does(entry, tmp_path):
+    assert many(entry, tmp_path / "cpu", *NAMES) == 0
+    assert many(entry, tmp_path / "cuda", *NAMES, more=("--device", "cuda")) == 0
+    for name in NAMES:
+        one, other = (record(tmp_path / kind, name) for kind in ("cpu", "cuda"))
+        np.testing.assert_allclose(one["trajectory_A"], other["trajectory_A"], atol=1e-3)
+        assert one["inputs"] == other["inputs"] and one["valid"] == other["valid"]
 
 
 @pytest.mark.parametrize("transform", ["none", "flip_y", "rotate_180"])

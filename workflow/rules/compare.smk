@@ -32,7 +32,9 @@ rule score_method:
         denoised=lambda wildcards, input: Path(input.denoised[0]).parent,
         truth=f"--truth data/{DATASET}/truth" if KIND == "phantom" else "",
         labels=optional("--labels", config["compare"]["labels"]),
-        code=code_version("compare.py", "pooling.py", "metrics.py", "fourier.py", "pair.py", "mrcio.py"),
+        code=code_version(
+            "compare.py", "pooling.py", "metrics.py", "half_errors.py", "fourier.py", "pair.py", "mrcio.py"
+        ),
     shell:
         "cryon2n score-method --method {wildcards.method} --halves {input.records:q} --denoised {params.denoised:q} "
         "--excluded {input.excluded:q} {params.truth} {params.labels} --threads {threads} --scores {output.scores:q} --rings {output.rings:q} "
@@ -63,7 +65,9 @@ rule summarise:
     params:
         reference=config["compare"]["reference"],
         bootstrap=config["compare"]["bootstrap"],
-        code=code_version("compare.py", "pooling.py", "metrics.py", "fourier.py", "pair.py", "mrcio.py"),
+        code=code_version(
+            "compare.py", "pooling.py", "metrics.py", "half_errors.py", "fourier.py", "pair.py", "mrcio.py"
+        ),
     shell:
         "cryon2n summarise --scores {input.scores:q} --rings {input.rings:q} --reference {params.reference} "
         "--bootstrap {params.bootstrap} --metrics {output.metrics:q} --summary {output.summary:q} "

@@ -76,6 +76,8 @@ else:
             prefix=subpath(output.record, strip_suffix=".json"),
             code=code_version(
                 "split.py",
+                "split_done.py",
+                "split_many.py",
                 "split_stage.py",
                 "alignment.py",
                 "device.py",

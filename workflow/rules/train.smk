@@ -45,7 +45,7 @@ rule train_unet:
             "finetune.py",
             "validation.py",
             "whitening.py",
-            "metrics.py",
+            "half_errors.py",
             "loaders.py",
             "loader_base.py",
             "loader_resident.py",
