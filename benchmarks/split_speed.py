@@ -108,6 +108,8 @@ def main() -> int:
     out = args.out or ROOT / "benchmarks" / "split-speed" / f"{where}.tsv"
     absent = {name: why for name in args.programs if (why := programs.why_absent(name))}
     wanted = [OURS, *(name for name in args.programs if name not in absent and name != OURS)]
+    if args.folder is not None:
+        args.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="split-speed-", dir=args.folder) as folder:
         movies = [Path(folder) / f"movie{i}.mrc" for i in range(args.movies)]
         task = programs.Task(movies, Path(folder) / "gain.mrc", Path(folder), where, args.threads)

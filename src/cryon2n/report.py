@@ -36,7 +36,7 @@ from cryon2n.report_tables import (
     significant,
     verdicts,
 )
-from cryon2n.report_training import loaders, training
+from cryon2n.report_training import forms, loaders, training
 
 FLAGS = audit_rules.FLAGS
 MARGIN = 0.2  # of the truth's grey range, added at each end
@@ -299,6 +299,7 @@ def build(
         "spectra_n": len(subjects),
         "audit": audit_words(results),
         "training": training(results, tables.ours, names, look),
+        "forms": forms(results, tables.ours, names),
         "loaders": loaders(results),
         "topaz": [m for m in tables.methods if m.startswith("topaz")],
         "estimators": all_metrics(tables),

@@ -30,6 +30,33 @@ def training(results: Path, models: Sequence[str], names: Mapping[str, str], loo
     return {"facts": facts, "uri": figures.svg_uri(plot) if plot else None}
 
 
+def forms(results: Path, models: Sequence[str], names: Mapping[str, str]) -> list[dict[str, str]]:
+    """Return what ``verify`` found of each model's network: the largest difference of each precision, in words."""
+    rows = []
+    for model in models:
+        path = results / "models" / model / "forms.tsv"
+        if not path.exists():
+            continue
+        table = files.read_table(path, ("form", "precision", "quantity", "difference", "verdict", "note"))
+        for precision in dict.fromkeys(row["precision"] for row in table):
+            own = [row for row in table if row["precision"] == precision]
+            checked = [row for row in own if row["quantity"]]
+            one_step = [float(r["difference"]) for r in checked if r["quantity"] in ("output", "loss", "gradients")]
+            trained = [float(r["difference"]) for r in checked if r["quantity"] in ("weights", "average")]
+            left_out = [f"{row['form']} ({row['note']})" for row in own if row["verdict"] in ("skipped", "cannot run")]
+            rows.append(
+                {
+                    "model": names[model],
+                    "precision": precision,
+                    "forms": "; ".join(dict.fromkeys(row["form"] for row in checked)),
+                    "one_step": f"{max(one_step):.1e}" if one_step else "–",
+                    "ten_steps": f"{max(trained):.1e}" if trained else "–",
+                    "left_out": "; ".join(left_out) or "–",
+                }
+            )
+    return rows
+
+
 def loaders(results: Path) -> dict[str, Any] | None:
     """Return figure, table and sentences of ``bench loaders``; None where it has not been run for this data set."""
     found, figure = results / "bench" / "loaders.json", results / "bench" / "loaders.png"

@@ -356,6 +356,7 @@ def _run(args: argparse.Namespace) -> None:
         "code": metrics["code"],
         "pixel_size_A": str(manifest["pixel_size_A"]),
         "trained_on": json.dumps(manifest["split"]["train"]),
+        "halves": json.dumps(manifest["groups"]),
         "val_delta_umse": str(metrics["val_delta_umse"]),
         "fingerprint": metrics["fingerprint"],
     }

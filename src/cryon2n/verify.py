@@ -149,15 +149,21 @@ def difference(got: reference.Weights, wanted: reference.Weights) -> float:
     return worst
 
 
-def why_not(form: Form, where: torch.device) -> str | None:
-    """Return why a form cannot be checked on a device, or None."""
+def why_not(form: Form, where: torch.device, compiled: bool) -> str | None:
+    """Return why a form is not checked on a device, or None; `compiled` asks for what a CPU does not use by itself."""
     if form.graph and where.type != "cuda":
         return "CUDA graphs want a GPU"
+    if form.compiled and where.type != "cuda" and not compiled:
+        return "nothing is compiled on a CPU unless a setting asks for it; --compiled checks it"
     return None
 
 
 def verify(
-    settings: NetSettings, weights: reference.Weights | None, where: torch.device, forms: list[Form]
+    settings: NetSettings,
+    weights: reference.Weights | None,
+    where: torch.device,
+    forms: list[Form],
+    compiled: bool = True,
 ) -> list[dict[str, object]]:
     """Check forms; returns one row (`COLUMNS`) for each form and quantity.
 
@@ -168,6 +174,8 @@ def verify(
         None draws them.
     where : torch.device
     forms : list of Form
+    compiled : bool
+        Check compiled forms on a CPU, too.
     """
     weights, batch = make_case(settings, weights)
     wanted = expected(weights, batch, settings)
@@ -177,7 +185,7 @@ def verify(
     try:
         for form in forms:
             row = {"form": form.name, "precision": form.precision}
-            why = why_not(form, where)
+            why = why_not(form, where, compiled)
             if why is not None:
                 rows.append({**row, "verdict": "skipped", "note": why})
                 continue
@@ -202,6 +210,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, help="check a trained network; default: one with random weights")
     parser.add_argument("--out", type=Path, help="write the table (TSV)")
     parser.add_argument("--precision", nargs="+", choices=list(TOLERANCES), default=list(TOLERANCES))
+    parser.add_argument("--compiled", action="store_true", help="check compiled forms on a CPU, too (a minute)")
     device.add_arguments(parser)
     add_settings_arguments(parser)
 
@@ -212,7 +221,12 @@ def _run(args: argparse.Namespace) -> None:
     if args.weights is not None:
         net, _ = load_weights(args.weights)
         settings, weights = net.settings, net.state_dict()
-    rows = verify(settings, weights, where, [f for f in FORMS if f.precision in args.precision])
+    forms = [f for f in FORMS if f.precision in args.precision]
+    if settings.kind != "folded":
+        note = f"a network of kind {settings.kind} is there for comparison and has no plain form"
+        rows = [dict.fromkeys(COLUMNS, "") | {"form": "all", "precision": "any", "verdict": "skipped", "note": note}]
+    else:
+        rows = verify(settings, weights, where, forms, args.compiled)
     for row in rows:
         shown = row["note"] or f"{row['quantity']:10} {row['difference']:9.2e}  (at most {row['tolerance']:.0e})"
         print(f"{row['verdict']:10} {row['precision']:9} {row['form']:38} {shown}")

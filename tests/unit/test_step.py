@@ -157,7 +157,22 @@ def test_verify_says_what_it_checked_and_what_it_could_not(capsys, tmp_path):
     out = capsys.readouterr().out
     assert "CUDA graphs want a GPU" in out and "FAILS" not in out
     table = (tmp_path / "forms.tsv").read_text().splitlines()
-    assert table[0].split("\t") == list(verify.COLUMNS) and len(table) == 1 + 3 * len(verify.QUANTITIES) + 1
+    assert table[0].split("\t") == list(verify.COLUMNS) and len(table) == 1 + 2 * len(verify.QUANTITIES) + 2
+    capsys.readouterr()
+    assert main([*arguments, "--compiled"]) == 0
+    assert capsys.readouterr().out.count("compiled, channels last  ") == len(verify.QUANTITIES)
+
+
+def test_a_fault_is_an_error_that_says_what_to_do(capsys, monkeypatch):
+    monkeypatch.setattr(reference, "SLOPE", 0.2)
+    arguments = ["--device", "cpu", "--precision", "float64", "--set", "stride=2", "--set", "channels=[4]"]
+    assert main(["verify", *arguments]) == 2
+    assert "take train: compile off" in capsys.readouterr().err
+
+
+def test_a_network_for_comparison_has_no_plain_form(capsys):
+    assert main(["verify", "--device", "cpu", "--set", "kind=topaz"]) == 0
+    assert "has no plain form" in capsys.readouterr().out
 
 
 def test_a_stepper_goes_on_from_its_state_bit_by_bit():

@@ -61,6 +61,7 @@ rule write_report:
         metrics="results/{dataset}/metrics.tsv",
         curves="results/{dataset}/curves.tsv",
         training=collect("results/{{dataset}}/models/{model}/metrics.json", model=MODELS),
+        forms=collect("results/{{dataset}}/models/{model}/forms.tsv", model=MODELS),
         history=collect("results/{{dataset}}/models/{model}/log.csv", model=MODELS),
         denoised=estimates(METHODS, SPLIT["test"]),
         records=records("test"),

@@ -67,6 +67,38 @@ rule train_unet:
         "--settings {params.settings:q} 2>&1 | tee {log:q}"
 
 
+# The network and its training step, as this machine runs them, against the same written plainly.
+rule verify:
+    input:
+        weights="results/{dataset}/models/{model}/weights.safetensors",
+    output:
+        table="results/{dataset}/models/{model}/forms.tsv",
+    log:
+        "logs/verify/{dataset}/{model}.log",
+    conda:
+        "../../envs/cryon2n.yaml"
+    threads: 2
+    resources:
+        gpu=GPU,
+        mem="8GB",
+        runtime="20m",
+    params:
+        device=DEVICE,
+        code=code_version(
+            "verify.py",
+            "reference.py",
+            "step.py",
+            "unet.py",
+            "topaz_shape.py",
+            "whitening.py",
+            "device.py",
+            "fourier.py",
+        ),
+    shell:
+        "cryon2n verify --weights {input.weights:q} --out {output.table:q} --device {params.device} "
+        "--threads {threads} 2>&1 | tee {log:q}"
+
+
 # Topaz is GPL software with its own needs: a program in an environment of its own, never imported.
 rule build_topaz_env:
     input:
