@@ -11,7 +11,6 @@ a movie of one pixel is what its start-up costs.
 import argparse
 import platform
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import mrcfile
 import numpy as np
+from timings import summarise  # beside this file
 
 from cryon2n import files, log, mrcio
 from cryon2n.errors import InputError
@@ -109,23 +109,6 @@ def fetch_name(connections: int) -> str:
     return f"fetch-movie, {connections} connection{'s' * (connections > 1)}"
 
 
-def summarise(took: dict[str, list[float]], size: int) -> list[dict[str, str]]:
-    """Return the table's rows; ratios are medians over the repeats, each against the same repeat's curl."""
-
-    def ratio(times: list[float], against: str) -> str:
-        return f"{statistics.median(t / c for t, c in zip(times, took[against], strict=True)):.3f}"
-
-    rows = []
-    for name, times in took.items():
-        median = statistics.median(times)
-        numbers = [f"{median:.3f}", f"{min(times):.3f}", f"{max(times):.3f}", f"{size / 1e9 / median:.3f}"]
-        numbers += [ratio(times, CURL), ratio(times, CURL_SHA)]
-        if name == STARTUP:
-            numbers[3:] = ["-"] * 3
-        rows.append(dict(zip(COLUMNS, [name, *numbers], strict=True)))
-    return rows
-
-
 def machine() -> str:
     """Return what the numbers depend on: processor, Python, kernel, programs, date."""
     model = platform.processor() or platform.machine()
@@ -168,7 +151,7 @@ def main() -> int:
     except InputError as error:
         log.say(f"error: {error}")
         return 2
-    rows = summarise(took, size)
+    rows = summarise(took, size, COLUMNS, (CURL, CURL_SHA), STARTUP)
     head = f"# {size} bytes, {args.repeats} repeats, {args.folder}; {machine()}"
     text = "\n".join([head, "\t".join(COLUMNS), *("\t".join(row.values()) for row in rows)]) + "\n"
     files.write_text(args.out, text)

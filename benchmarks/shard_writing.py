@@ -15,7 +15,6 @@ import hashlib
 import os
 import platform
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from timings import summarise  # beside this file
 
 from cryon2n import bench_data, files, log, pair, shards, shards_bad, shards_cut
 from cryon2n.errors import InputError
@@ -151,23 +151,6 @@ def steps(record_path: Path, scratch: Path, size: int) -> dict[str, float]:
     return took
 
 
-def summarise(took: dict[str, list[float]], size: int) -> list[dict[str, str]]:
-    """Return the table's rows; ratios are medians over the repeats, each against the same repeat's copy."""
-
-    def ratio(times: list[float], against: str) -> str:
-        return f"{statistics.median(t / c for t, c in zip(times, took[against], strict=True)):.3f}"
-
-    rows = []
-    for name, times in took.items():
-        median = statistics.median(times)
-        numbers = [f"{median:.3f}", f"{min(times):.3f}", f"{max(times):.3f}", f"{size / 1e9 / median:.3f}"]
-        numbers += [ratio(times, COPY), ratio(times, COPY_SHA)]
-        if name == STARTUP:
-            numbers[3:] = ["-"] * 3
-        rows.append(dict(zip(COLUMNS, [name, *numbers], strict=True)))
-    return rows
-
-
 def machine(folder: Path) -> str:
     """Return what the numbers depend on: processor, memory, file system, Python, kernel, date."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -206,7 +189,7 @@ def main() -> int:
     except InputError as error:
         log.say(f"error: {error}")
         return 2
-    rows = summarise(took, size)
+    rows = summarise(took, size, COLUMNS, (COPY, COPY_SHA), STARTUP)
     text = "\n".join([head, "\t".join(COLUMNS), *("\t".join(row.values()) for row in rows)]) + "\n"
     files.write_text(args.out, text)
     print(text, end="")

@@ -131,7 +131,8 @@ def double(x: torch.Tensor) -> torch.Tensor:
     PyTorch's own backward pass on a GPU adds by atomic operations: slow, and never the same twice.  From slices
     the compiler makes one kernel each way.
     """
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+    backward = torch.is_grad_enabled() and x.device.type != "cpu"
+    if not backward and not torch.compiler.is_compiling():
         return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
     for dim in (2, 3):
         n = x.shape[dim]

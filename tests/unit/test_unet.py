@@ -177,3 +177,14 @@ def test_topaz_shape_has_no_other_shape():
         unet.NetSettings(kind="topaz", channels=(8,))
     with pytest.raises(InputError, match="kind: found 'unet'"):
         unet.NetSettings(kind="unet")
+
+
+def test_doubling_by_slices_is_bilinear_interpolation(monkeypatch):
+    x = torch.randn(2, 3, 5, 7, dtype=torch.float64, requires_grad=True)
+    wanted = torch.nn.functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+    weights = torch.randn_like(wanted)
+    (back,) = torch.autograd.grad((wanted * weights).sum(), x)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # what a compiled network takes
+    found = unet.double(x)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(torch.autograd.grad((found * weights).sum(), x)[0], back)
