@@ -42,7 +42,8 @@ def forms(results: Path, models: Sequence[str], names: Mapping[str, str]) -> lis
             own = [row for row in table if row["precision"] == precision]
             checked = [row for row in own if row["quantity"]]
             one_step = [float(r["difference"]) for r in checked if r["quantity"] in ("output", "loss", "gradients")]
-            trained = [float(r["difference"]) for r in checked if r["quantity"] in ("weights", "average")]
+            trained = [float(r["difference"]) for r in checked if r["quantity"] == "tenth loss"]
+            weights = [float(r["difference"]) for r in checked if r["quantity"] in ("weights", "average")]
             left_out = [f"{row['form']} ({row['note']})" for row in own if row["verdict"] in ("skipped", "cannot run")]
             rows.append(
                 {
@@ -51,6 +52,7 @@ def forms(results: Path, models: Sequence[str], names: Mapping[str, str]) -> lis
                     "forms": "; ".join(dict.fromkeys(row["form"] for row in checked)),
                     "one_step": f"{max(one_step):.1e}" if one_step else "–",
                     "ten_steps": f"{max(trained):.1e}" if trained else "–",
+                    "weights": f"{max(weights):.1e}" if weights else "–",
                     "left_out": "; ".join(left_out) or "–",
                 }
             )
