@@ -147,7 +147,10 @@ def test_a_comment_in_a_module_reruns_nothing(built):
             "unet.py",
             "0.1",
             "0.2",
-            {"train_unet": 1, "denoise_micrograph": 2, "score_method": 1, "summarise": 1, "write_report": 1, "all": 1},
+            {
+                **{"train_unet": 1, "verify": 1, "denoise_micrograph": 2, "score_method": 1},
+                **{"summarise": 1, "write_report": 1, "all": 1},
+            },
         ),
         (
             "filters.py",
@@ -175,7 +178,7 @@ def test_a_comment_in_a_module_reruns_nothing(built):
                     "plan": 1,
                 },
                 **{"write_shards": 1, "train_unet": 1, "train_topaz": 1, "tune_filter": 4, "filter_micrograph": 8},
-                **{"denoise_micrograph": 2, "denoise_topaz": 6, "score_method": 8, "summarise": 1},
+                **{"verify": 1, "denoise_micrograph": 2, "denoise_topaz": 6, "score_method": 8, "summarise": 1},
                 **{"write_report": 1, "all": 1},
             },
         ),
