@@ -53,6 +53,7 @@ def forms(results: Path, models: Sequence[str], names: Mapping[str, str]) -> lis
                     "one_step": f"{max(one_step):.1e}" if one_step else "–",
                     "ten_steps": f"{max(trained):.1e}" if trained else "–",
                     "weights": f"{max(weights):.1e}" if weights else "–",
+                    "fails": "; ".join(f"{r['form']}: {r['quantity']}" for r in checked if r["verdict"] != "ok"),
                     "left_out": "; ".join(left_out) or "–",
                 }
             )

@@ -107,6 +107,7 @@ def add_optional_parts(results):
     files.write_text(model / "log.csv", log)
     columns = ("form", "precision", "quantity", "difference", "tolerance", "verdict", "note")
     found = [("plain", "float32", q, d, 1e-5, "ok", "") for q, d in (("output", 3e-7), ("weights", 4.5e-6))]
+    found += [("odd", "bfloat16", "loss", 0.5, 1e-2, "FAILS", "")]
     found += [("graph", "float32", "", "", "", "skipped", "CUDA graphs want a GPU")]
     files.write_table(model / "forms.tsv", [dict(zip(columns, x, strict=True)) for x in found], list(columns))
     setting = {"a": 6.0, "b": 6.0, "full": 4.0}
@@ -283,7 +284,7 @@ def test_optional_parts_are_told(pages):
     for part in ("for 77 epochs on 5 pairs", "0.3.20", "feedfeedfeedfeed", "two & a half GB", "t1, t2", "v1"):
         assert part in text
     assert "σ, px: 4 on the whole exposure" in text
-    for part in ("3.0e-07", "4.5e-06", "graph (CUDA graphs want a GPU)"):
+    for part in ("3.0e-07", "4.5e-06", "graph (CUDA graphs want a GPU)", "beyond tolerance: odd: loss"):
         assert part in text
     assert "dataset: tiny" in text and f"cryon2n {report.__version__}" in text
 

@@ -168,6 +168,8 @@ def test_a_fault_is_an_error_that_says_what_to_do(capsys, monkeypatch):
     arguments = ["--device", "cpu", "--precision", "float64", "--set", "stride=2", "--set", "channels=[4]"]
     assert main(["verify", *arguments]) == 2
     assert "take train: compile off" in capsys.readouterr().err
+    assert main(["verify", "--warn", *arguments]) == 0  # as in the workflow, whose report says it
+    assert "warning: " in capsys.readouterr().err
 
 
 def test_a_network_for_comparison_has_no_plain_form(capsys):

@@ -95,7 +95,7 @@ rule verify:
             "fourier.py",
         ),
     shell:
-        "cryon2n verify --weights {input.weights:q} --out {output.table:q} --device {params.device} "
+        "cryon2n verify --warn --weights {input.weights:q} --out {output.table:q} --device {params.device} "
         "--threads {threads} 2>&1 | tee {log:q}"
 
 
