@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 from cryon2n import device, files, log
 from cryon2n.errors import InputError
 from cryon2n.halves import add_out_argument
-from cryon2n.movie_header import movie_ending
+from cryon2n.names import bare_name
 from cryon2n.settings import add_settings_arguments, settings_from_arguments
 from cryon2n.split import SplitSettings
 from cryon2n.split_done import is_done, provenance
@@ -39,7 +39,7 @@ def _run(args: argparse.Namespace) -> None:
     references = References(args.gain, args.dark, None if settings.defects is None else Path(settings.defects))
     if args.out is not None and (len(args.movie) > 1 or args.summary):
         raise InputError("--out takes one movie and no --summary; give --out-dir DIR for many movies")
-    jobs = [Job(movie, args.out or args.out_dir / _name(movie)) for movie in args.movie]
+    jobs = [Job(movie, args.out or args.out_dir / bare_name(movie.name)) for movie in args.movie]
     twice = [prefix.name for prefix, n in Counter(job.prefix for job in jobs).items() if n > 1]
     if twice:
         raise InputError(f"several movies would be written as {', '.join(twice)}; split them into different folders")
@@ -63,12 +63,6 @@ def _run(args: argparse.Namespace) -> None:
     if outcome.failed:
         names = ", ".join(movie.name for movie in outcome.failed)
         raise InputError(f"{len(outcome.failed)} of {len(jobs)} movies failed, for the reasons above: {names}")
-
-
-def _name(movie: Path) -> str:
-    """Return a movie's name without its ending; one that is no movie's is left to the error of opening it."""
-    ending = movie_ending(movie.name) or movie.suffix
-    return movie.name[: len(movie.name) - len(ending)]
 
 
 def _summary(jobs: list[Job], done: list[Job], outcome: Outcome) -> dict[str, Any]:

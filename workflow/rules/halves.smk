@@ -94,6 +94,7 @@ else:
                 "motion.py",
                 "movie_header.py",
                 "movies.py",
+                "names.py",
                 "mrcio.py",
                 "pair.py",
                 "references.py",
