@@ -1,6 +1,8 @@
 """Compare networks at equal GPU time: speed of training, and quality on held-out micrographs with known truth.
 
     bash envs/run.sh python benchmarks/network_ablation.py [--seconds 20] [--seeds 3] [--variants base … ]
+    bash envs/run.sh python benchmarks/network_ablation.py --variants ours --precisions bfloat16 float32 --steps 400
+        --seeds 20 --out benchmarks/network-ablation/seeds.tsv
 
 Micrographs are simulated at EMPIAR-10025's optics and dose (`network_ablation.data`); all variants see the same ones,
 resident on the GPU, with the training step of `cryon2n.step`.  A speed is measured first, and decides how many steps
@@ -13,6 +15,7 @@ fit into ``--seconds``; the schedule ends there.  Columns:
 """
 
 import argparse
+import itertools
 import sys
 import time
 from dataclasses import dataclass
@@ -33,7 +36,10 @@ from cryon2n import device, files, log  # noqa: E402
 from cryon2n.crops import apply_symmetry, plan_crops  # noqa: E402
 from cryon2n.step import Stepper, average_decay, learning_rate  # noqa: E402
 
-COLUMNS = ["variant", "parameters", "ms", "Mpx_per_s", "TFLOP_per_s", "seed", "steps", "dB", "delta_umse", "worst_loss"]
+COLUMNS = [
+    "variant", "precision", "parameters", "ms", "Mpx_per_s", "TFLOP_per_s", "seed", "steps", "dB", "delta_umse",
+    "worst_loss",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,12 +61,15 @@ class Trainer:
         Of the variant.
     train : Micrographs
     args : Namespace
+    precision : str
     where : torch.device
     """
 
-    def __init__(self, name: str, train: data.Micrographs, args: argparse.Namespace, where: torch.device):
+    def __init__(
+        self, name: str, train: data.Micrographs, args: argparse.Namespace, precision: str, where: torch.device
+    ):
         self.name, self.train, self.args, self.where = name, train, args, where
-        self.autocast = device.autocast(device.choose_precision("auto", where), where)
+        self.autocast = device.autocast(precision, where)
         self.net, self.average = (VARIANTS[name]().to(where, memory_format=torch.channels_last) for _ in range(2))
         self.average.requires_grad_(False)
         self.stepper = self.new_stepper()
@@ -161,6 +170,8 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="VARIANT")
     parser.add_argument("--seconds", type=float, default=20.0, help="of training, each variant and seed")
     parser.add_argument("--seeds", type=int, default=3, help="0: only the speed")
+    parser.add_argument("--steps", type=int, help="of each training, instead of --seconds")
+    parser.add_argument("--precisions", nargs="+", default=["auto"], choices=["auto", "float32", "bfloat16"])
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--crop", type=int, default=512)
     parser.add_argument("--micrographs", type=int, default=48, help="to train on")
@@ -177,9 +188,9 @@ def main() -> None:
         data.Micrographs(*(x[part].to(where) for x in (everything.a, everything.b, everything.truth))) for part in parts
     )
     rows = []
-    for name in args.variants:
+    for name, precision in itertools.product(args.variants, args.precisions):
         try:
-            rows += measure(name, train, test, args, where)
+            rows += measure(name, train, test, args, device.choose_precision(precision, where), where)
         except RuntimeError as error:  # one variant that cannot run must not cost the others
             log.say(f"{name} failed: {error}")
         files.write_table(args.out, rows, COLUMNS)
@@ -190,17 +201,23 @@ def main() -> None:
 
 
 def measure(
-    name: str, train: data.Micrographs, test: data.Micrographs, args: argparse.Namespace, where: torch.device
+    name: str,
+    train: data.Micrographs,
+    test: data.Micrographs,
+    args: argparse.Namespace,
+    precision: str,
+    where: torch.device,
 ) -> list[dict]:
     """Measure one variant: its speed, then its quality for each seed."""
     began = time.monotonic()
-    trainer = Trainer(name, train, args, where)
+    trainer = Trainer(name, train, args, precision, where)
     ms = trainer.milliseconds()
     ready = time.monotonic() - began
-    steps = max(20, round(args.seconds * 1e3 / ms))
+    steps = args.steps or max(20, round(args.seconds * 1e3 / ms))
     pixels = 2 * args.batch * args.crop**2
     speed = {
         "variant": name,
+        "precision": precision,
         "parameters": sum(p.numel() for p in trainer.net.parameters()),
         "ms": ms,
         "Mpx_per_s": pixels / ms / 1e3,

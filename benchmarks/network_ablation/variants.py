@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cryon2n.topaz_shape import TopazShape
-from cryon2n.unet import double
+from cryon2n.unet import NetSettings, UNet, double
 
 SLOPE = 0.1
 
@@ -176,12 +176,17 @@ class Network(nn.Module):
 BASE = Shape(blocks=2)
 VARIANTS: dict[str, Callable[[], nn.Module]] = {
     "base: 4x, 64-96-128, 2 blocks": lambda: Network(BASE),
+    "ours": lambda: UNet(NetSettings()),
+    "1 block, added to a low-pass": lambda: Network(replace(BASE, blocks=1, lowpass=True)),
+    "1 block, low-pass, 48-96-160": lambda: Network(replace(BASE, blocks=1, lowpass=True, channels=(48, 96, 160))),
     "1 block": lambda: Network(replace(BASE, blocks=1)),
     "128-192-256": lambda: Network(replace(BASE, channels=(128, 192, 256))),
     "128-128-256, 1 block": lambda: Network(replace(BASE, channels=(128, 128, 256), blocks=1)),
     "4 levels, 64-96-128-192": lambda: Network(replace(BASE, channels=(64, 96, 128, 192))),
     "2x, 64-96-128-192, 1 block": lambda: Network(replace(BASE, stride=2, channels=(64, 96, 128, 192), blocks=1)),
     "8x, 192-256-256": lambda: Network(replace(BASE, stride=8, channels=(192, 256, 256))),
+    "8x, 256-256-256": lambda: Network(replace(BASE, stride=8, channels=(256, 256, 256))),
+    "8x, 256-384, 2 levels": lambda: Network(replace(BASE, stride=8, channels=(256, 384))),
     "biases": lambda: Network(replace(BASE, bias=True)),
     "max pooling, nearest": lambda: Network(replace(BASE, down="max", up="nearest")),
     "blurred pooling": lambda: Network(replace(BASE, down="blur")),

@@ -49,6 +49,20 @@ def double(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
+def low_pass(x: torch.Tensor, cell: int) -> torch.Tensor:
+    """Return the means over cells of ``cell × cell`` pixels, interpolated bilinearly between the cells' centres."""
+    n, _, h, w = x.shape
+    means = x.reshape(n, 1, h // cell, cell, w // cell, cell).mean((3, 5))
+    for dim, size in ((-2, h), (-1, w)):
+        place = (torch.arange(size, device=x.device, dtype=x.dtype) + 0.5) / cell - 0.5
+        below = place.floor()
+        after = (place - below).reshape((-1, 1) if dim == -2 else (-1,))
+        # Beyond the outer centres the outer cells' means are repeated.
+        left, right = (means.index_select(dim, (below.long() + k).clamp(0, size // cell - 1)) for k in (0, 1))
+        means = left * (1 - after) + right * after
+    return means
+
+
 def convolve(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Convolve with zeros beyond the edges; the size stays."""
     return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
@@ -79,7 +93,8 @@ def forward(weights: Weights, settings: NetSettings, image: torch.Tensor) -> tor
     for level in reversed(range(levels - 1)):
         x = double(convolve(x, weights[f"narrow.{level}.weight"]))
         x = blocks(x + skips[level], f"up.{level}")
-    return fold_space(convolve(x, weights["head.weight"]), settings.stride)
+    out = fold_space(convolve(x, weights["head.weight"]), settings.stride)
+    return out + low_pass(image, settings.lowpass) if settings.lowpass else out
 
 
 def loss_of(weights: Weights, settings: NetSettings, batch: Batch) -> torch.Tensor:

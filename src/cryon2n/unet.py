@@ -4,10 +4,12 @@ Folding ``r × r`` pixels into channels lets the network work on an r times coar
 layers are cheap and a few of them see far.  Without additive constants ``f(s x) = s f(x)``: grey
 levels never drift, and the network carries over to other noise levels (Mohan et al., ICLR 2020,
 arXiv 1906.05478).  Down-sampling is by averaging and up-sampling bilinear, both free of aliasing
-and of checkerboards.
+and of checkerboards.  What it gives is added to the image's mean over cells of 16 pixels, interpolated: slow grey
+levels need not pass through the layers (measured: docs/network.md).
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,8 @@ class NetSettings:
         Channels of each level, fine to coarse; each level halves the grid.
     blocks : int
         Residual blocks per level, on the way down and on the way up.
+    lowpass : int
+        Pixels; the output is added to the image's mean over cells of this size.  0: it is not.
     kind : str
         ``folded`` (`UNet`) or ``topaz`` (`topaz_shape.TopazShape`, for comparisons; it has one shape only).
     """
@@ -43,18 +47,21 @@ class NetSettings:
     stride: int = 4
     channels: tuple[int, ...] = (64, 96, 128)
     blocks: int = 1
+    lowpass: int = 16
     kind: str = "folded"
 
     def __post_init__(self) -> None:
         if self.kind not in ("folded", "topaz"):
             raise InputError(f"network setting kind: found {self.kind!r}, wanted folded or topaz")
-        own = (self.stride, tuple(self.channels), self.blocks)
+        own = (self.stride, tuple(self.channels), self.blocks, self.lowpass)
         if self.kind == "topaz" and own != tuple(f.default for f in fields(self)[:-1]):
-            raise InputError("network setting kind: topaz has one shape; leave stride, channels and blocks out")
-        if self.stride < 1 or self.blocks < 1 or not self.channels or min(self.channels) < 1:
             raise InputError(
-                f"network settings: found stride {self.stride}, channels {self.channels}, blocks {self.blocks}; "
-                "wanted whole numbers of 1 or more"
+                "network setting kind: topaz has one shape; leave stride, channels, blocks and lowpass out"
+            )
+        if self.stride < 1 or self.blocks < 1 or not self.channels or min(self.channels) < 1 or self.lowpass < 0:
+            raise InputError(
+                f"network settings: found stride {self.stride}, channels {self.channels}, blocks {self.blocks}, "
+                f"lowpass {self.lowpass}; wanted whole numbers of 1 or more (lowpass: or 0)"
             )
 
 
@@ -74,8 +81,8 @@ class Block(nn.Module):
 class UNet(nn.Module):
     """Denoiser (n, 1, h, w) → (n, 1, h, w); h and w must be multiples of `grid`.
 
-    The untrained network returns zero: the last convolution starts at zero, which together with
-    identity blocks keeps the first steps of training tame.
+    The untrained network returns the low-pass alone (zero without one): the last convolution starts at
+    zero, which together with identity blocks keeps the first steps of training tame.
 
     Parameters
     ----------
@@ -96,7 +103,7 @@ class UNet(nn.Module):
     @property
     def grid(self) -> int:
         """Pixels of which the sides of an input must be a multiple."""
-        return self.settings.stride * 2 ** (len(self.settings.channels) - 1)
+        return math.lcm(self.settings.stride * 2 ** (len(self.settings.channels) - 1), max(self.settings.lowpass, 1))
 
     @property
     def reach(self) -> int:
@@ -108,11 +115,12 @@ class UNet(nn.Module):
             # them averaging (the rest of the coarse cell) and bilinear interpolation (one coarse cell).
             passes = 1 if level == levels - 1 else 2
             cells += 2.0**level * (2 * s.blocks * passes + (2 if level else 0))
-        return int(cells * s.stride) + s.stride
+        # The low-pass: an interpolated cell sees its neighbour, all of it.
+        return max(int(cells * s.stride) + s.stride, 2 * s.lowpass)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Denoise (n, 1, h, w)."""
-        x = F.leaky_relu(self.stem(F.pixel_unshuffle(x, self.settings.stride)), 0.1)
+        x = F.leaky_relu(self.stem(F.pixel_unshuffle(image, self.settings.stride)), 0.1)
         skips = []
         for level, blocks in enumerate(self.down):
             if level:
@@ -122,25 +130,52 @@ class UNet(nn.Module):
         for level in reversed(range(len(skips))):
             # Narrowing before interpolating costs a quarter of it afterwards and commutes with it.
             x = self.up[level](double(self.narrow[level](x)) + skips[level])
-        return F.pixel_shuffle(self.head(x), self.settings.stride)
+        out = F.pixel_shuffle(self.head(x), self.settings.stride)
+        if not self.settings.lowpass:
+            return out
+        low = low_pass(image, self.settings.lowpass)
+        return out.to(low.dtype) + low
+
+
+def low_pass(x: torch.Tensor, cell: int) -> torch.Tensor:
+    """Return the mean of (n, 1, h, w) over cells of ``cell × cell`` pixels, interpolated bilinearly; float32 or more."""
+    means = F.avg_pool2d(x.to(torch.promote_types(x.dtype, torch.float32)), cell)
+    return F.interpolate(means, scale_factor=cell, mode="bilinear", align_corners=False)
+
+
+class _Double(torch.autograd.Function):
+    """Bilinear interpolation to twice the size whose backward pass gathers.
+
+    PyTorch's own backward pass on a GPU adds by atomic operations: slow, and never the same twice.
+    """
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor) -> torch.Tensor:
+        return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        # An old pixel has weights 1/4, 3/4, 3/4, 1/4 in the four new ones about it, along each axis; at an edge, which
+        # the interpolation repeats, it has the missing one's too.
+        for dim in (2, 3):
+            n = gradient.shape[dim]
+            first, last = gradient.narrow(dim, 0, 1), gradient.narrow(dim, n - 1, 1)
+            g = torch.cat([first, gradient, last], dim)
+            outer = g.narrow(dim, 0, n)[_every_second(dim)] + g.narrow(dim, 3, n - 1)[_every_second(dim)]
+            inner = g.narrow(dim, 1, n)[_every_second(dim)] + g.narrow(dim, 2, n - 1)[_every_second(dim)]
+            gradient = 0.25 * outer + 0.75 * inner
+        return gradient
+
+
+def _every_second(dim: int) -> tuple[slice, ...]:
+    return (*(slice(None),) * dim, slice(None, None, 2))
 
 
 def double(x: torch.Tensor) -> torch.Tensor:
-    """Interpolate (n, c, h, w) bilinearly to twice the size.
-
-    PyTorch's own backward pass on a GPU adds by atomic operations: slow, and never the same twice.  From slices
-    the compiler makes one kernel each way.
-    """
-    backward = torch.is_grad_enabled() and x.device.type != "cpu"
-    if not backward and not torch.compiler.is_compiling():
+    """Interpolate (n, c, h, w) bilinearly to twice the size; new pixels lie at quarters of the old ones."""
+    if x.device.type == "cpu":
         return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-    for dim in (2, 3):
-        n = x.shape[dim]
-        before = torch.cat([x.narrow(dim, 0, 1), x.narrow(dim, 0, n - 1)], dim)
-        after = torch.cat([x.narrow(dim, 1, n - 1), x.narrow(dim, n - 1, 1)], dim)
-        # New pixels lie at quarters of the old ones; edges are repeated.
-        x = torch.stack([0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after], dim + 1).flatten(dim, dim + 1)
-    return x
+    return _Double.apply(x)
 
 
 def _conv(c_in: int, c_out: int, size: int = 3, zero: bool = False) -> nn.Conv2d:

@@ -73,7 +73,7 @@ def make_case(settings: NetSettings, weights: reference.Weights | None) -> tuple
         for name, p in UNet(settings).state_dict().items():
             # None starts at zero here: a network that returns zero would pass every test.
             weights[name] = torch.randn(p.shape, generator=rng, dtype=torch.float64) * (1.5 / p[0].numel()) ** 0.5
-    side = settings.stride * 2 ** (len(settings.channels) - 1) * 4
+    side = max(UNet(settings).grid * 2, settings.stride * 2 ** (len(settings.channels) - 1) * 4)
     signal = torch.randn(3, 1, side // 8 + 1, side // 8 + 1, generator=rng, dtype=torch.float64)
     signal = nn.functional.interpolate(signal, (side, side), mode="bicubic")
     noise = torch.randn(2, 3, 1, side, side, generator=rng, dtype=torch.float64)

@@ -8,13 +8,13 @@ import torch
 from cryon2n import unet
 from cryon2n.errors import InputError
 
-SMALL = unet.NetSettings(stride=2, channels=(4, 6), blocks=1)
+SMALL = unet.NetSettings(stride=2, channels=(4, 6), blocks=1, lowpass=4)
 SEVERAL = [
     SMALL,
-    unet.NetSettings(stride=4, channels=(4, 4), blocks=1),
-    unet.NetSettings(stride=1, channels=(3, 3), blocks=2),
-    unet.NetSettings(stride=2, channels=(3, 3, 3), blocks=1),
-    unet.NetSettings(stride=2, channels=(4,), blocks=2),
+    unet.NetSettings(stride=4, channels=(4, 4), blocks=1, lowpass=0),
+    unet.NetSettings(stride=1, channels=(3, 3), blocks=2, lowpass=2),
+    unet.NetSettings(stride=2, channels=(3, 3, 3), blocks=1, lowpass=0),
+    unet.NetSettings(stride=2, channels=(4,), blocks=2, lowpass=8),
 ]
 
 
@@ -49,12 +49,13 @@ def test_any_multiple_of_the_grid_keeps_its_shape(settings):
         assert net(torch.zeros(shape, dtype=torch.float64)).shape == shape
 
 
-def test_it_starts_at_zero_but_not_stuck():
+@pytest.mark.parametrize("lowpass", [0, 16])
+def test_it_starts_at_the_low_pass_but_not_stuck(lowpass):
     torch.manual_seed(0)
-    net = unet.UNet(unet.NetSettings())
+    net = unet.UNet(unet.NetSettings(lowpass=lowpass))
     x = image(64, 64, dtype=torch.float32)
     y = net(x)
-    assert (y == 0).all()
+    assert (y == (unet.low_pass(x, lowpass) if lowpass else 0)).all()
     (y - x).square().mean().backward()
     assert net.head.weight.grad.abs().max() > 0
     with torch.no_grad():  # and after one step every weight gets a gradient
@@ -85,6 +86,15 @@ def test_no_pixel_is_seen_beyond_the_reach(settings):
     assert farthest > 0.5 * net.reach  # a bound, not a guess far off: it costs halo
 
 
+def test_the_low_pass_is_the_mean_between_the_centres_of_cells():
+    rows = torch.arange(12, dtype=torch.float64)
+    ramp = (rows[:, None] + 10 * rows)[None, None]
+    low = unet.low_pass(ramp, 4)
+    # A ramp is kept between the outer centres (1.5 and 9.5), and flat beyond.
+    kept = rows.clamp(1.5, 9.5)
+    torch.testing.assert_close(low[0, 0], kept[:, None] + 10 * kept)
+
+
 @pytest.mark.parametrize("settings", SEVERAL)
 def test_a_shift_by_the_grid_shifts_the_result(settings):
     net = random_net(settings)
@@ -98,7 +108,9 @@ def test_a_shift_by_the_grid_shifts_the_result(settings):
     torch.testing.assert_close(shifted[..., inner, inner], wanted, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("values", [{"stride": 0}, {"channels": ()}, {"channels": (4, 0)}, {"blocks": 0}])
+@pytest.mark.parametrize(
+    "values", [{"stride": 0}, {"channels": ()}, {"channels": (4, 0)}, {"blocks": 0}, {"lowpass": -1}]
+)
 def test_impossible_shapes_are_refused(values):
     with pytest.raises(InputError, match="network settings"):
         unet.NetSettings(**values)
@@ -143,7 +155,7 @@ def test_files_that_are_no_weights_are_refused_with_a_sentence(tmp_path, cryon2n
     unet.save_weights(path, net, {})
     path.write_bytes(path.read_bytes()[:-20])
     done = cryon2n(
-        "denoise-micrograph", "--weights", path, "--micrographs", "m.mrc", "--out", tmp_path / "out", check=False
+        "denoise-micrograph", "--weights", path, "--halves", "m.json", "--out", tmp_path / "out", check=False
     )
     assert done.returncode == 2 and "w.safetensors: cannot read the weights" in done.stderr
 
@@ -179,12 +191,12 @@ def test_topaz_shape_has_no_other_shape():
         unet.NetSettings(kind="unet")
 
 
-def test_doubling_by_slices_is_bilinear_interpolation(monkeypatch):
-    x = torch.randn(2, 3, 5, 7, dtype=torch.float64, requires_grad=True)
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 1, 1, 2), (1, 2, 4, 1)])
+def test_the_gathering_backward_pass_of_doubling_is_that_of_the_interpolation(shape):
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     wanted = torch.nn.functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
     weights = torch.randn_like(wanted)
     (back,) = torch.autograd.grad((wanted * weights).sum(), x)
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # what a compiled network takes
-    found = unet.double(x)
+    found = unet._Double.apply(x)  # what a GPU takes
     torch.testing.assert_close(found, wanted)
     torch.testing.assert_close(torch.autograd.grad((found * weights).sum(), x)[0], back)
