@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cryon2n import cli, fourier, movies, mrcio, shards_write
+from cryon2n import cli, fourier, movies, mrcio, shards_write, unet
 from cryon2n.halves import normalise_equal, write_halves
 from cryon2n.shards_tiles import ShardSettings
 
@@ -95,3 +95,22 @@ def write_shards(directory, records, patch=64):
     """Write patch shards of the records; returns the manifest's path."""
     shards_write.write_shards(records, {"val": [], "test": []}, Path(directory), ShardSettings(patch=patch))
     return Path(directory) / "manifest.json"
+
+
+NET = unet.NetSettings(stride=2, channels=(4, 6), blocks=1)
+
+
+def random_net(shape=NET, seed=0):
+    """A network that does something, whatever it may be."""
+    torch.manual_seed(seed)
+    net = unet.UNet(shape).eval()
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=(2 / p[0].numel()) ** 0.5)
+    return net
+
+
+def write_weights(path, seed=0, **card):
+    """Write the random network as ``train-unet`` writes one; returns the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unet.save_weights(path, random_net(seed=seed), card)
+    return path

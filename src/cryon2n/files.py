@@ -36,6 +36,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def stamp(path: Path) -> list[int]:
+    """Return a file's size in bytes and its time of last change in ns."""
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]
+
+
 def sha256_of(path: str | Path) -> str:
     """Return the SHA-256 of a file, in hex."""
     digest, buffer = hashlib.sha256(), memoryview(bytearray(CHUNK))

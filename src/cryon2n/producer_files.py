@@ -10,6 +10,7 @@ import numpy as np
 from cryon2n.errors import InputError
 
 LARGEST_BYTES = 200 * 2**20  # of a STAR or XML file; more is another file under that name
+CS_HEADER = 100_000  # characters: the names and types of some hundred columns
 
 
 def _read_text(path: Path) -> str:
@@ -121,12 +122,14 @@ def warp_frames(path: Path) -> int | None:
 def read_cs(path: Path) -> np.ndarray:
     """Read a cryoSPARC ``.cs`` file: a structured array in NumPy's format, one row for each exposure."""
     try:
-        table = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: cannot be read as a .cs file ({str(error).splitlines()[0]})") from None
-    if not isinstance(table, np.ndarray) or table.dtype.names is None:
+        # Mapped, because a damaged header may promise any number of rows.
+        table = np.lib.format.open_memmap(path, mode="r", max_header_size=CS_HEADER)
+    except Exception as error:  # of any kind: the header is a Python literal
+        reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+        raise InputError(f"{path}: cannot be read as a .cs file ({reason}); copy it again") from None
+    if table.dtype.names is None:
         raise InputError(f"{path}: is not a table with columns; wanted the .cs file of a job's exposures")
-    return table
+    return np.array(table)
 
 
 def cs_text(value: object) -> str:

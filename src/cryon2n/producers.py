@@ -278,7 +278,7 @@ def find_cryosparc(folder: Path, known: Known) -> list[PairRow]:
         table = read_cs(path)
         here = {name.removesuffix("/path") for name in table.dtype.names if name.endswith("/path")}
         slots |= here
-        columns = known.columns or _half_slots(here)
+        columns = known.columns or half_slots(here)
         if columns and here.issuperset(columns):
             return [_cryosparc_row(row, columns, folder, path, known) for row in table]
     raise InputError(
@@ -287,7 +287,7 @@ def find_cryosparc(folder: Path, known: Known) -> list[PairRow]:
     )
 
 
-def _half_slots(slots: set[str]) -> tuple[str, str] | None:
+def half_slots(slots: set[str]) -> tuple[str, str] | None:
     """Return the two slots whose names differ only in their endings A and B, or even and odd."""
     found = [
         (slot, slot[: -len(one)] + two)

@@ -23,6 +23,7 @@ from cryon2n import dose, gain, log, motion, movies, warp
 from cryon2n.errors import InputError
 from cryon2n.frame_range import parse_frame_range
 from cryon2n.halves import normalise_equal, normalise_groups, pixel_size_of
+from cryon2n.repair import Repair
 from cryon2n.settings import build
 
 KEEP = {"cpu": 3e9, "cuda": 20e9}  # bytes of spectra that are kept rather than made twice
@@ -188,7 +189,7 @@ def align_movie(
             f"{movie.path}: {100 * share:.1f} % of the pixels are defects; wanted at most 5 %: "
             "the gain or dark reference does not belong to this movie, or is turned or flipped"
         )
-    repair = movies.Repair(defects)
+    repair = Repair(defects)
     movie.frames.release()
     seconds.lap("reading, defects")
 

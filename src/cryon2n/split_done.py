@@ -23,12 +23,6 @@ def provenance(settings: SplitSettings) -> dict[str, Any]:
     return {"settings": json.loads(json.dumps(dataclasses.asdict(settings))), "code": code}
 
 
-def stamp(path: Path) -> list[int]:
-    """Return a file's size in bytes and its time of last change in ns."""
-    found = path.stat()
-    return [found.st_size, found.st_mtime_ns]
-
-
 def is_done(prefix: Path, inputs: Mapping[str, Path], made_with: Mapping[str, Any]) -> bool:
     """Tell whether the halves at `prefix` were made from just these inputs, settings and code, and are whole.
 
@@ -57,7 +51,7 @@ def is_done(prefix: Path, inputs: Mapping[str, Path], made_with: Mapping[str, An
 
 
 def _same_files(inputs: Mapping[str, Path], then: Mapping[str, list[int]], checksums: Mapping[str, str]) -> bool:
-    now = {name: stamp(path) for name, path in inputs.items()}
+    now = {name: files.stamp(path) for name, path in inputs.items()}
     if now.keys() != then.keys() or any(now[name][0] != then[name][0] for name in now):
         return False
     keys = dict(zip(inputs, halves.checksum_keys(list(inputs.values())), strict=True))

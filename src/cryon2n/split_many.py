@@ -22,13 +22,13 @@ import torch
 from cryon2n import files, halves, log, movies
 from cryon2n.errors import InputError
 from cryon2n.split import Split, SplitSettings, align_movie, used_frames
-from cryon2n.split_done import provenance, stamp
+from cryon2n.split_done import provenance
 
 READERS = min(8, os.cpu_count() or 1)  # threads that decode one movie's frames for a GPU
 STAGES = ("read", "split", "hash", "write")  # read: open, decode and, on a GPU, upload
 FAILURES = (InputError, OSError, MemoryError, torch.OutOfMemoryError)  # of one movie; all else is a fault of ours
 
-Checksum = Future[tuple[list[int], str]]  # a file's stamp (`split_done.stamp`) and SHA-256
+Checksum = Future[tuple[list[int], str]]  # a file's stamp (`files.stamp`) and SHA-256
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ class Pipeline:
     def _hash(self, path: Path) -> tuple[list[int], str]:
         # The stamp is taken first: what changes a file later shows.
         with self.outcome.timed("hash", path):
-            return stamp(path), files.sha256_of(path)
+            return files.stamp(path), files.sha256_of(path)
 
     def _split(self, job: Job, stack: ExitStack, raw: movies.RawFrames, checksum: Checksum) -> None:
         try:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from cryon2n import half_errors, pair
-from cryon2n.denoise import denoise_image
+from cryon2n.denoise_tiles import denoise_image
 
 # Over-denoising: the systematic error has grown by this much over its lowest value while the whole no longer falls.
 BIAS_RISE = 1.25

@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 
+import mrcfile
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from cryon2n import denoise, loaders, movies, split, unet, verify
-from making import command, field, frames, write_movie, write_pairs, write_shards
+from cryon2n import denoise_tiles, files, loaders, movies, mrcio, split, unet, verify
+from making import command, field, frames, random_net, white, write_movie, write_pairs, write_shards, write_weights
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 GPU = torch.device("cuda")
@@ -47,11 +48,52 @@ def test_denoising_on_the_gpu_is_that_of_the_cpu():
     tf32 = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
-        cpu = denoise.denoise_image(net, image, precision="float32")
-        gpu = denoise.denoise_image(net.to(GPU), image, precision="float32")
+        cpu = denoise_tiles.denoise_image(net, image, precision="float32")
+        gpu = denoise_tiles.denoise_image(net.to(GPU), image, precision="float32")
     finally:
         torch.backends.cudnn.allow_tf32 = tf32
     assert np.abs(cpu - gpu).max() < 1e-5 * np.abs(cpu).max()
+
+
+@pytest.fixture
+def plain_float32():
+    """Convolutions in float32 and not in TF32."""
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+def test_many_micrographs_on_the_gpu_are_those_of_the_cpu(tmp_path, plain_float32):
+    weights = write_weights(tmp_path / "w.safetensors", pixel_size_A="1.5")
+    for i, shape in enumerate([(300, 260), (300, 260), (128, 400), (700, 500), (64, 64), (300, 260)] * 2):
+        mrcio.write_mrc(tmp_path / f"m{i:02d}.mrc", 500 + 40 * white(i, shape), 0.9 if i % 3 else 1.5)
+        with mrcfile.mmap(tmp_path / f"m{i:02d}.mrc", "r+") as mrc:
+            mrc.data[10, 10], mrc.data[20, 20] = 1e6, np.nan
+    for where in ("cpu", "cuda"):
+        args = [tmp_path / "m*.mrc", "-o", tmp_path / where, "--weights", weights, "--precision", "float32"]
+        assert command("denoise", *args, "--device", where) == 0
+    for i in range(12):
+        cpu, gpu = (mrcio.read_mrc(tmp_path / where / f"m{i:02d}.mrc")[0] for where in ("cpu", "cuda"))
+        assert np.abs(cpu - gpu).max() < 1e-4 * cpu.std()
+    rows = [files.read_table(tmp_path / where / "summary.tsv", ["hot"]) for where in ("cpu", "cuda")]
+    names = ("micrograph", "status", "hot", "not_finite", "sentence")
+    assert [[row[n] for n in names] for row in rows[0]] == [[row[n] for n in names] for row in rows[1]]
+
+
+def test_where_the_gpus_memory_is_short_tiles_are_halved():
+    net, image = random_net(unet.NetSettings()).to(GPU), torch.from_numpy(white(1, (3000, 3000))).to(GPU)
+    whole = denoise_tiles.Tiled(net)(image)
+    torch.cuda.empty_cache()
+    room = (torch.cuda.memory_reserved() + 350e6) / torch.cuda.get_device_properties(GPU).total_memory
+    torch.cuda.set_per_process_memory_fraction(room)
+    try:
+        run = denoise_tiles.Tiled(net)
+        tiled = run(image)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert run.tile < 3000
+    # In bfloat16, where kernels for another size may add up in another order.
+    assert float((tiled - whole).square().mean().sqrt()) < 5e-3 * float(whole.std())
 
 
 def test_a_run_killed_on_the_gpu_ends_with_the_same_weights(tmp_path):

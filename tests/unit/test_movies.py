@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cryon2n import movies, mrcio
+from cryon2n import movies, mrcio, repair
 from cryon2n.errors import InputError
 from making import corrected, defects_of, white, write_movie
 
@@ -82,8 +82,8 @@ def test_a_very_hot_pixel_does_not_mark_its_neighbours(tmp_path):
 
 def repaired(defects, data):
     """Frames (n, h, w) with their defects repaired."""
-    repair = movies.Repair(torch.from_numpy(defects))
-    return np.stack([repair(torch.from_numpy(frame.astype(np.float32)), i).numpy() for i, frame in enumerate(data)])
+    fix = repair.Repair(torch.from_numpy(defects))
+    return np.stack([fix(torch.from_numpy(frame.astype(np.float32)), i).numpy() for i, frame in enumerate(data)])
 
 
 def test_repair_uses_only_good_neighbours_of_the_same_frame():
@@ -114,16 +114,16 @@ def test_repair_reaches_over_whatever_is_dead(block):
 
 def test_a_movie_without_any_good_pixel_cannot_be_repaired():
     with pytest.raises(InputError, match="every pixel is a defect"):
-        movies.Repair(torch.ones((20, 20), dtype=torch.bool))
+        repair.Repair(torch.ones((20, 20), dtype=torch.bool))
     frame = torch.ones((20, 20))
-    assert movies.Repair(torch.zeros((20, 20), dtype=torch.bool))(frame, 3) is frame
+    assert repair.Repair(torch.zeros((20, 20), dtype=torch.bool))(frame, 3) is frame
 
 
 @given(hypothesis.extra.numpy.arrays(bool, st.tuples(st.integers(1, 40), st.integers(1, 40))))
 def test_what_is_chosen_is_good(bad):
     if bad.all():
         bad[0, 0] = False
-    where, sources = movies.good_pixels_near(bad, 8, np.random.default_rng(0))
+    where, sources = repair.good_pixels_near(bad, 8, np.random.default_rng(0))
     np.testing.assert_array_equal(where, np.flatnonzero(bad))
     assert sources.shape == (8, bad.sum()) and not bad.ravel()[sources].any()
 
@@ -131,11 +131,11 @@ def test_what_is_chosen_is_good(bad):
 def test_many_single_defects_are_filled_from_next_to_them():
     bad = np.zeros((600, 600), bool)
     bad[5:595:5, 5:595:5] = True  # more than are looked after at once
-    movies_at_once, movies.AT_ONCE = movies.AT_ONCE, 1000
+    at_once, repair.AT_ONCE = repair.AT_ONCE, 1000
     try:
-        where, sources = movies.good_pixels_near(bad, 8, np.random.default_rng(0))
+        where, sources = repair.good_pixels_near(bad, 8, np.random.default_rng(0))
     finally:
-        movies.AT_ONCE = movies_at_once
+        repair.AT_ONCE = at_once
     for axis in (0, 1):
         assert np.abs(np.divmod(sources, 600)[axis] - np.divmod(where, 600)[axis]).max() == 1
 

@@ -1,0 +1,337 @@
+"""Denoise micrographs one after another: while one is computed, the next are read and the ones before are written.
+
+Threads read ahead; on a GPU they also copy, repair and normalise, each on a stream of its own.  The network runs in the
+thread that asks for results.  Others copy back and write.  No more than `Threads.ahead` micrographs wait to be computed
+and as many to be written, so memory is bounded whatever the disk does.  Results come in the order of the micrographs.
+"""
+
+import contextlib
+import os
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cryon2n import __version__, denoise_model, device, files, micrograph_inputs, micrograph_outputs
+from cryon2n.denoise_done import DONE, FAILED, Finished, Row, find_done, write_record
+from cryon2n.denoise_model import Denoised, Model, Prepared, Wanted
+from cryon2n.denoise_tiles import out_of_memory
+from cryon2n.errors import InputError
+from cryon2n.micrograph_inputs import Micrograph, MicrographImage
+
+FAILURES = (InputError, OSError, MemoryError, torch.OutOfMemoryError)  # of one micrograph
+LABEL = "denoised, for viewing and picking, not for reconstruction"
+SIGMA_LABEL = "standard error of the denoised micrograph"
+FOLDERS = {"json": "records", "mrc": "uncertainty", "png": "quicklook"}  # in the folder for the results
+LOOK = 0.2  # s between two looks for what has been written while nothing is to be computed
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be made of each micrograph.
+
+    Attributes
+    ----------
+    out : Path
+        Folder for the results.
+    pixel_size : float or None
+        In Å, instead of what files say.
+    rescale : str
+        As `denoise_scale.choose_scaling` takes it.
+    full : bool
+        Denoise the whole exposure even where there are halves.
+    uncertainty, signal_free, sums : bool
+        As `denoise_model.Wanted`; each needs halves.
+    factor : float
+        Of the uncertainty's calibration.
+    dtype : str
+        ``float32`` or ``float16``.
+    quicklook : bool
+        Write a PNG beside each micrograph.
+    images : bool
+        Write anything at all (not for a calibration).
+    again : bool
+        Make anew what an earlier run has made.
+    """
+
+    out: Path
+    pixel_size: float | None = None
+    rescale: str = "auto"
+    full: bool = False
+    uncertainty: bool = False
+    signal_free: bool = False
+    sums: bool = False
+    factor: float = 1.0
+    dtype: str = "float32"
+    quicklook: bool = False
+    images: bool = True
+    again: bool = False
+
+    def made_with(self, model: Model) -> dict[str, Any]:
+        """Return what a result depends on beside its micrograph, as a record holds it."""
+        own = {key: value for key, value in asdict(self).items() if key not in ("out", "images", "again", "sums")}
+        return {"version": __version__, "weights": model.sha256, "precision": model.run.precision, **own}
+
+    def paths(self, micrograph: Micrograph) -> tuple[Path, ...]:
+        """Return the file of the whole exposure, or those of both halves; raises `InputError`."""
+        halves = (micrograph.a, micrograph.b)
+        needed = [f"--{n.replace('_', '-')}" for n in ("uncertainty", "signal_free") if getattr(self, n)]
+        needed += ["--calibrate"] * self.sums
+        if None not in halves and (needed or not self.full):
+            return halves
+        if needed:
+            raise InputError(
+                f"{micrograph.origin}: {needed[0]} needs both halves of {micrograph.name}; found one image"
+            )
+        if micrograph.full is None:
+            raise InputError(f"{micrograph.origin}: names no whole exposure of {micrograph.name}; leave out --full")
+        return (micrograph.full,)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A micrograph that was read.  `ready` is None where it is still to be prepared."""
+
+    paths: tuple[Path, ...]
+    stamps: list[list[int]]
+    images: list[MicrographImage]
+    pixel_size: float | None
+    began: float
+    ready: Prepared | None = None
+
+
+_own = threading.local()
+
+
+@contextlib.contextmanager
+def own_stream(where: torch.device) -> Iterator[None]:
+    """Work on a stream of this thread's own; at the end of the block it is done.  Nothing of the kind on a CPU."""
+    if where.type != "cuda":
+        yield
+        return
+    if not hasattr(_own, "stream"):
+        _own.stream = torch.cuda.Stream(where)
+    with torch.cuda.stream(_own.stream):
+        yield
+    _own.stream.synchronize()
+
+
+class Pipeline:
+    """The threads that work beside the network, and what they have to do.
+
+    Parameters
+    ----------
+    model : Model
+    job : Job
+    stop : Event or None
+        Set at the end; ends an iterable of micrographs that waits for it.
+    """
+
+    def __init__(self, model: Model, job: Job, stop: threading.Event | None = None):
+        self.model, self.job = model, job
+        self.made_with, self.device = job.made_with(model), device.describe(model.where)
+        on_gpu = model.where.type == "cuda"
+        # On a CPU the network takes all cores: more threads would only hold memory.
+        self.ahead = min(4, os.cpu_count() or 1) if on_gpu else 1
+        self.room = threading.Semaphore(self.ahead)
+        self.read: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.unwritten: deque[tuple[Micrograph, Future[Finished] | Finished]] = deque()
+        self.stop = stop or threading.Event()
+
+    def run(self, micrographs: Iterable[Micrograph]) -> Iterator[Finished]:
+        """Denoise micrographs; what fails stands in its row.  After Ctrl-C what is computed is still written."""
+        with ThreadPoolExecutor(self.ahead) as reading, ThreadPoolExecutor(self.ahead) as writing:
+            feeder = threading.Thread(target=self._feed, args=(micrographs, reading))
+            feeder.start()
+            try:
+                yield from self._compute_all(writing)
+            except KeyboardInterrupt:
+                yield from self._settled(0)
+                raise
+            finally:
+                self.stop.set()
+                feeder.join()
+
+    def _feed(self, micrographs: Iterable[Micrograph], reading: ThreadPoolExecutor) -> None:
+        """Have micrographs read as long as there is room for them."""
+        try:
+            for micrograph in micrographs:
+                while not self.room.acquire(timeout=LOOK):
+                    if self.stop.is_set():
+                        return
+                if self.stop.is_set():
+                    return
+                self.read.put((micrograph, reading.submit(self._load, micrograph)))
+            self.read.put(None)
+        except BaseException as error:  # the thread that asks for results is to hear of it
+            self.read.put(error)
+
+    def _compute_all(self, writing: ThreadPoolExecutor) -> Iterator[Finished]:
+        while True:
+            try:
+                item = self.read.get(timeout=LOOK)
+            except queue.Empty:
+                yield from self._settled(self.ahead)
+                continue
+            if item is None:
+                break
+            if isinstance(item, BaseException):
+                raise item
+            micrograph, future = item
+            began = time.monotonic()
+            try:
+                loaded = future.result()
+                del item, future  # which hold the image as it was read
+                if isinstance(loaded, Finished):
+                    self.unwritten.append((micrograph, loaded))
+                else:
+                    began = loaded.began
+                    if loaded.ready is None:
+                        loaded = self._prepared(loaded)
+                    self.unwritten.append((micrograph, self._compute(micrograph, loaded, writing)))
+                    del loaded
+            except (*FAILURES, RuntimeError) as error:
+                if not (isinstance(error, FAILURES) or out_of_memory(error)):
+                    raise
+                self.unwritten.append((micrograph, self._failed(micrograph, error, began)))
+            self.room.release()
+            yield from self._settled(self.ahead)
+        yield from self._settled(0)
+
+    def _settled(self, most: int) -> Iterator[Finished]:
+        """Yield what is finished, in order, and wait until no more than `most` micrographs are to be written."""
+        while self.unwritten:
+            micrograph, result = self.unwritten[0]
+            if isinstance(result, Future):
+                if len(self.unwritten) <= most and not result.done():
+                    return
+                try:
+                    result = result.result()
+                except FAILURES as error:
+                    result = self._failed(micrograph, error, time.monotonic())
+            self.unwritten.popleft()
+            yield replace(result, micrograph=micrograph)
+
+    def _load(self, micrograph: Micrograph) -> Loaded | Finished:
+        """Read a micrograph, or find that it is done; on a GPU, also prepare it."""
+        job, began = self.job, time.monotonic()
+        paths = job.paths(micrograph)
+        if job.images:
+            target = job.out / f"{micrograph.name}.mrc"
+            taken = [p for p in (micrograph.full, micrograph.a, micrograph.b) if p is not None]
+            if any(target.resolve() == p.resolve() for p in taken):
+                raise InputError(f"{target}: is the micrograph itself; give another folder with -o")
+            done = None if job.again else find_done(self._beside(micrograph.name, "json"), paths, self.made_with)
+            if done is not None:
+                return done
+        stamps = [files.stamp(p) for p in paths]
+        images = [self._read(p) for p in paths]
+        # 1 Å is what many programs write into a header when they do not know.
+        headers = (image.pixel_size for image in images if image.pixel_size != 1.0)
+        size = next((s for s in (job.pixel_size, micrograph.pixel_size, *headers) if s is not None), None)
+        loaded = Loaded(paths, stamps, images, size, began)
+        if self.model.where.type == "cuda":
+            # Where there is no room for it now, it is prepared when the ones before are done.
+            with contextlib.suppress(torch.OutOfMemoryError), own_stream(self.model.where):
+                loaded = self._prepared(loaded)
+        return loaded
+
+    def _read(self, path: Path) -> MicrographImage:
+        try:
+            return micrograph_inputs.read(path)
+        except FAILURES:
+            raise
+        except Exception as error:  # a file nobody thought of must not end the others
+            raise InputError(
+                f"{path}: cannot be read ({type(error).__name__}: {error}); copy or make it again"
+            ) from None
+
+    def _prepared(self, loaded: Loaded) -> Loaded:
+        """Prepare what was read, and keep of it only what is to be written."""
+        images = [image.image for image in loaded.images]
+        names = [str(path) for path in loaded.paths]
+        ready = denoise_model.prepare(images, self.model, loaded.pixel_size, self.job.rescale, names)
+        bare = [replace(image, image=np.empty((0, 0), np.float32)) for image in loaded.images]
+        return replace(loaded, images=bare, ready=ready)
+
+    def _compute(
+        self, micrograph: Micrograph, loaded: Loaded, writing: ThreadPoolExecutor
+    ) -> Future[Finished] | Finished:
+        job, model, prepared, done = self.job, self.model, loaded.ready, None
+        if model.where.type == "cuda":
+            for image in prepared.images:  # made on another stream
+                image.record_stream(torch.cuda.current_stream(model.where))
+        result = denoise_model.compute(prepared, model, Wanted(job.uncertainty, job.signal_free, job.sums))
+        if result.sigma is not None:
+            result.sigma.mul_(job.factor)
+        if model.where.type == "cuda":
+            done = torch.cuda.Event(blocking=True)
+            done.record(torch.cuda.current_stream(model.where))
+        row = Row(
+            micrograph.name,
+            DONE,
+            0.0,
+            prepared.repaired.not_finite,
+            prepared.repaired.hot,
+            loaded.pixel_size,
+            result.signal_free_percent,
+            self.device,
+            model.run.tile,
+            "; ".join(filter(None, (prepared.scaling.reason, prepared.unequal))),
+        )
+        if not job.images:
+            return Finished(row, sums=result.sums)
+        return writing.submit(self._write, replace(loaded, ready=None), result, row, done)
+
+    def _write(self, loaded: Loaded, result: Denoised, row: Row, done: torch.cuda.Event | None) -> Finished:
+        job, made = self.job, {}
+        target = job.out / f"{row.micrograph}.mrc"
+        source = replace(loaded.images[0], pixel_size=loaded.pixel_size)
+        if done is not None:
+            done.synchronize()
+        image = self._fetch(result.image)
+        made["micrograph"] = target
+        micrograph_outputs.write(target, image, source, dtype=job.dtype, label=LABEL)
+        if result.sigma is not None:
+            made["uncertainty"] = self._beside(row.micrograph, "mrc")
+            sigma = self._fetch(result.sigma)
+            micrograph_outputs.write(made["uncertainty"], sigma, source, dtype=job.dtype, label=SIGMA_LABEL)
+        if job.quicklook:
+            made["quicklook"] = self._beside(row.micrograph, "png")
+            micrograph_outputs.write_quicklook(made["quicklook"], image)
+        row = replace(row, seconds=round(time.monotonic() - loaded.began, 3))
+        write_record(self._beside(row.micrograph, "json"), loaded.paths, loaded.stamps, self.made_with, made, row)
+        return Finished(row, made)
+
+    def _beside(self, name: str, ending: str) -> Path:
+        return self.job.out / FOLDERS[ending] / f"{name}.{ending}"
+
+    def _fetch(self, image: torch.Tensor) -> np.ndarray:
+        if image.device.type != "cuda":
+            return image.numpy()
+        with own_stream(image.device):
+            buffer = torch.empty(image.shape, dtype=image.dtype, pin_memory=True)
+            buffer.copy_(image, non_blocking=True)
+        return buffer.numpy()
+
+    def _failed(self, micrograph: Micrograph, error: BaseException, began: float) -> Finished:
+        seconds = round(time.monotonic() - began, 3)
+        return Finished(Row(micrograph.name, FAILED, seconds, device=self.device, sentence=sentence(micrograph, error)))
+
+
+def sentence(micrograph: Micrograph, error: BaseException) -> str:
+    """Say what went wrong with a micrograph."""
+    if isinstance(error, InputError):
+        return str(error)
+    if out_of_memory(error):
+        return f"{micrograph.origin}: {micrograph.name} needs more memory than is free, even in the smallest tiles; "\
+            "free some, or take another --device"  # fmt: skip
+    return f"{micrograph.origin}: {micrograph.name}: {error}; check the disk, and run it again"
