@@ -25,6 +25,7 @@ include: "workflow/rules/shards.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/denoise.smk"
 include: "workflow/rules/compare.smk"
+include: "workflow/rules/panel.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/bench.smk"
 
@@ -36,8 +37,8 @@ onstart:
 rule all:
     default_target: True
     input:
-        f"results/{config['dataset']}/report.html",
-        collect("results/{dataset}/halves/qc/{mic}.png", dataset=config["dataset"], mic=MICROGRAPHS),
+        finished(),
+        f"results/{config['dataset']}/ro-crate-metadata.json",
 
 
 rule denoise_all:

@@ -33,7 +33,7 @@ fi
 rm -f "$dir/ready.json"
 "$python" -m venv --clear "$dir"
 pip=("$dir/bin/python" -m pip --disable-pip-version-check --no-input)
-"${pip[@]}" install --progress-bar off -c "$pins" setuptools torch numpy h5py pillow
+"${pip[@]}" install --progress-bar off -c "$pins" setuptools torch numpy h5py pillow pandas scipy tqdm
 # Without its declared needs (torchvision among them), and although it declares Python <= 3.13.0.
 "${pip[@]}" install --progress-bar off -c "$pins" --no-deps --ignore-requires-python topaz-em
 
@@ -51,7 +51,7 @@ with tempfile.TemporaryDirectory() as scratch:
     header = struct.pack("<10i", 64, 64, 1, 2, 0, 0, 0, 64, 64, 1).ljust(1024, b"\0")
     image = np.random.default_rng(0).normal(size=(64, 64)).astype("<f4")
     Path(scratch, "x.mrc").write_bytes(header + image.tobytes())
-    for arch in ("unet", "unet-small"):
+    for arch in ("unet", "unet-small", "affine"):
         command = [sys.executable, "-I", "-W", "ignore", "-m", "topaz.commands.denoise"]
         command += ["--device", "-1", "--arch", arch, "--output", arch, "x.mrc"]
         done = subprocess.run(command, cwd=scratch, capture_output=True, text=True)
@@ -61,8 +61,19 @@ with tempfile.TemporaryDirectory() as scratch:
         if out.size != image.size or not np.isfinite(out).all():
             sys.exit(f"topaz.sh: error: the installed Topaz ({arch}) gave {out.size} pixels, or not finite ones")
 
+# The picker's detector, too, must at least load: its imports are others than the denoiser's.
+for command in ("preprocess", "extract"):
+    words = [sys.executable, "-I", "-W", "ignore", "-m", f"topaz.commands.{command}", "--help"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"topaz.sh: error: topaz {command} does not run:\n{done.stderr}")
+
 package = Path(util.find_spec("topaz").submodule_search_locations[0])
-weights = {"unet": "unet_L2_v0.2.2.sav", "unet-small": "unet_small_L1_v0.2.2.sav"}
+weights = {
+    "unet": "unet_L2_v0.2.2.sav",
+    "unet-small": "unet_small_L1_v0.2.2.sav",
+    "affine": "affine_L1_v0.2.2.sav",
+}
 ready = {
     "topaz": metadata.version("topaz-em"),
     "torch": metadata.version("torch"),

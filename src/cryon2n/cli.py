@@ -28,13 +28,24 @@ STAGES = {
     "write-shards": ("shards_write", "write the patches that training reads"),
     "shards": ("shards_tools", "verify patch shards, say what they are, or export them"),
     "train-unet": ("train", "train a denoiser on patch shards"),
-    "denoise-micrograph": ("denoise", "denoise a micrograph (its halves, or one image) with trained weights"),
+    "denoise": ("denoise_command", "denoise micrographs of any program, as many as you like, with trained weights"),
+    "denoise-micrograph": ("denoise", "denoise the halves of a micrograph with trained weights, for the scores"),
     "tune-filter": ("filters", "choose a classical filter's setting on the validation micrographs"),
     "filter-micrograph": ("filters", "denoise a micrograph with a tuned classical filter"),
     "train-topaz": ("topaz", "train Topaz by its own recipe on the training halves"),
     "denoise-topaz": ("topaz", "denoise a micrograph with the installed Topaz"),
+    "denoise-outside": ("outside", "take what another program denoised, or run it, as a method like the others"),
+    "write-probes": ("probes", "make inputs that show what a denoiser invents: a strange molecule, scrambled phases"),
+    "probe-method": ("hallucination_probe", "measure what a method invents, copies, keeps constant or blurs"),
     "score-method": ("compare", "score one method on the test micrographs"),
+    "pick-topaz": ("topaz_pick", "pick particles in what each method made with Topaz's pretrained detector"),
+    "score-picking": ("picking_score", "pick particles in what each method made: precision, recall, F1, AP"),
+    "write-panel": ("hallucination_panel", "pool what probe-method measured of all methods, and give each its lights"),
     "summarise": ("compare", "pool the scores of all methods, with confidence intervals"),
+    "compare": ("compare_folders", "score any methods' results on the same micrographs: tables, figures, a page"),
+    "write-cost": ("compare_cost", "put together what the methods cost: seconds, memory, energy"),
+    "compare-doc": ("compare_doc", "write the comparison of one or more data sets as a page (Markdown)"),
+    "write-crate": ("crate", "write the record of a whole run: an RO-Crate (JSON-LD)"),
     "verify": ("verify", "check every fast form of network and training step against the plain one"),
     "bench": ("bench", "measure this machine: the training ladder, the loaders"),
     "write-report": ("report", "write the report and the gallery"),
@@ -57,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv[1:])
     log.set_stage(name)
     try:
-        run(args)
+        code = run(args)  # None, or the exit code of a command that tells more than well or not
     except InputError as error:
         log.say(f"error: {error}")
         return 2
@@ -67,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         log.say("interrupted")
         return 130
-    return 0
+    return code or 0
 
 
 def _help(name: str) -> int:

@@ -14,7 +14,10 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent
 
 # Modules that carry no numbers: every stage imports them, and editing one must not cost hours of GPU.
-NUMBERLESS = {"__init__", "cli", "codeversion", "errors", "excluded", "files", "log", "memory", "methods", "settings"}
+NUMBERLESS = {
+    *("__init__", "cli", "codeversion", "errors", "excluded", "files", "log"),
+    *("memory", "metering", "methods", "settings"),
+}
 
 
 def code_version(*modules: str, package: Path = PACKAGE) -> str:

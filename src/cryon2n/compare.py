@@ -1,15 +1,18 @@
 """Score every method on the same held-out micrographs, and compare them.
 
 ``score-method`` writes, for one method, a long table of metrics per micrograph and the ring powers
-behind the Fourier metrics; ``summarise`` pools the tables of all methods (`pooling`).  Definitions:
-`metrics` and ``docs/metrics.md``.
+behind the Fourier metrics; ``summarise`` pools the tables of all methods (`pooling`).  ``compare``
+(`compare_folders`) does both for results made elsewhere.  Definitions: `metrics` and ``docs/metrics.md``.
+
+A method need not have denoised all of `pair.INPUTS`: metrics that need what is missing are nan.
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +20,7 @@ from scipy import fft
 
 from cryon2n import excluded, files, fourier, half_errors, log, metrics, mrcio, pooling
 from cryon2n.errors import InputError
-from cryon2n.pair import Pair, load_pair, read_estimates
+from cryon2n.pair import INPUTS, Pair, load_pair, read_estimates
 from cryon2n.pooling import IMAGE_METRICS, TRUTH_METRICS, UNBIASED_METRICS
 
 Region = tuple[slice, slice]
@@ -151,11 +154,13 @@ def unbiased_scores(pair: Pair, estimates: Mapping[str, np.ndarray], peak: float
 def truth_scores(truth: Truth, estimates: Mapping[str, np.ndarray], threads: int = 1) -> dict[tuple[str, str], float]:
     """Return the metrics against a truth; those of ``half`` are the mean of those of f(a) and f(b)."""
     clean = truth.image[truth.region]
+    names = [name for name in ("a", "b", "mean", "full") if name in estimates]
     with ThreadPoolExecutor(threads) as executor:
-        parts = [estimates[name][truth.region] for name in ("a", "b", "mean", "full")]
-        of_a, of_b, of_mean, of_full = executor.map(lambda part: metrics.truth_metrics(part, clean), parts)
-    of_half = {name: (of_a[name] + of_b[name]) / 2 for name in TRUTH_METRICS}
-    found = {"half": of_half, "mean": of_mean, "full": of_full}
+        parts = [estimates[name][truth.region] for name in names]
+        found = dict(zip(names, executor.map(lambda part: metrics.truth_metrics(part, clean), parts), strict=True))
+    of_a, of_b = found.pop("a", None), found.pop("b", None)
+    if of_a and of_b:
+        found["half"] = {name: (of_a[name] + of_b[name]) / 2 for name in TRUTH_METRICS}
     out = {(estimator, name): found[estimator][name] for estimator in found for name in TRUTH_METRICS}
     return {**out, ("raw", "truth_shift_px"): float(np.hypot(*truth.shift))}
 
@@ -173,7 +178,7 @@ def score_micrograph(
     ----------
     pair : Pair
     estimates : mapping of ndarray, shape (h, w)
-        ``a``, ``b``, ``mean``, ``full`` and ``noise`` denoised, in normalised units.
+        ``a``, ``b``, ``mean``, ``full`` and ``noise`` denoised, or some of them, in normalised units.
     truth : Truth, optional
     particles : list of (x, y, radius), optional
         Labels in pixels; without them the truth's are taken.
@@ -192,20 +197,76 @@ def score_micrograph(
         peak = metrics.clean_range(truth.image[truth.region])
         particles = truth.particles if particles is None else particles
         scores.update(truth_scores(truth, estimates, threads))
-    scores.update(unbiased_scores(pair, estimates, peak))
-    noise = estimates["noise"][pair.valid], pair.noise[pair.valid]
-    scores["full", "noise_power_ratio"] = metrics.noise_power_ratio(*noise)
+    if {"a", "b"} <= set(estimates):
+        scores.update(unbiased_scores(pair, estimates, peak))
+    if "noise" in estimates:
+        noise = estimates["noise"][pair.valid], pair.noise[pair.valid]
+        scores["full", "noise_power_ratio"] = metrics.noise_power_ratio(*noise)
     boxes = metrics.snr_boxes(particles or [], pair.valid)
-    for estimator, image in (("mean", estimates["mean"]), ("full", estimates["full"]), ("raw", full)):
-        scores[estimator, "topaz_snr_db"] = metrics.topaz_snr_db(image, boxes)
+    for estimator, image in (("mean", estimates.get("mean")), ("full", estimates.get("full")), ("raw", full)):
+        if image is not None:
+            scores[estimator, "topaz_snr_db"] = metrics.topaz_snr_db(image, boxes)
     return scores
 
 
 def score_rings(pair: Pair, estimates: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the ring powers of one method on one micrograph (`metrics.ring_powers`)."""
+    """Return the ring powers of one method on one micrograph (`metrics.ring_powers`), nan of what it lacks."""
     images = {"a": pair.a, "b": pair.b, "n": pair.noise}
-    images.update(fa=estimates["a"], fb=estimates["b"], fn=estimates["noise"])
+    images.update({f"f{name[0]}": estimates[name] for name in ("a", "b", "noise") if name in estimates})
     return metrics.ring_powers(images, pair.valid, pair.pixel_size)
+
+
+def score_records(
+    method: str,
+    records: Sequence[Path],
+    read: Callable[[Pair], Mapping[str, np.ndarray]],
+    truth: str | Path | None = None,
+    labels: Mapping[str, Particles] | None = None,
+    threads: int = 1,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Score one method on micrographs.
+
+    Parameters
+    ----------
+    method : str
+    records : sequence of path
+        ``{mic}.json`` of their halves.
+    read : callable
+        Gives what the method made of a pair, as for `score_micrograph`.
+    truth : path, optional
+        Folder of clean images.
+    labels : mapping, optional
+        Particles by micrograph.
+    threads : int
+
+    Returns
+    -------
+    scores, rings : list of dict
+        Rows with `pooling.SCORE_COLUMNS` and `pooling.RING_COLUMNS`.
+    """
+    scores, rings, seen = [], [], set()
+    progress = log.Progress(len(records), f"micrographs of {method}")
+    for done, record in enumerate(records, start=1):
+        pair = load_pair(record)
+        if pair.name in seen:
+            raise InputError(f"{record}: micrograph {pair.name} is given twice; give each record once")
+        seen.add(pair.name)
+        estimates = read(pair)
+        with fft.set_workers(threads):
+            clean = load_truth(truth, pair) if truth else None
+            found = score_micrograph(pair, estimates, clean, (labels or {}).get(pair.name), threads)
+            powers = score_rings(pair, estimates)
+        for (estimator, metric), value in found.items():
+            row = (method, estimator, pair.name, metric, value)
+            scores.append(dict(zip(pooling.SCORE_COLUMNS, row, strict=True)))
+        columns = [powers[name].tolist() for name in pooling.RING_COLUMNS[3:]]
+        for ring, numbers in enumerate(zip(*columns, strict=True)):
+            row = (method, pair.name, ring, *numbers)
+            rings.append(dict(zip(pooling.RING_COLUMNS, row, strict=True)))
+        progress.update(done)
+    if labels and not seen & set(labels):
+        log.say(f"warning: the labels name none of the micrographs scored (they name {min(labels)} …)")
+    return scores, rings
 
 
 # ---------------------------------------------------------------------------- commands
@@ -216,6 +277,8 @@ def _score_arguments(parser: argparse.ArgumentParser) -> None:
     add("--method", required=True, help="name of the method in the tables")
     add("--halves", type=Path, required=True, nargs="+", metavar="RECORD", help="the test micrographs' {mic}.json")
     add("--denoised", required=True, metavar="DIR", help="what the method made of them")
+    text = "what it denoised (default: all four); metrics that need the rest are nan"
+    add("--inputs", nargs="+", choices=INPUTS, default=list(INPUTS), help=text)
     add("--truth", metavar="DIR", help="simulated entries: clean images {mic}.mrc with {mic}.json")
     add("--labels", metavar="CSV", help="particle centres: micrograph,x_px,y_px,radius_px")
     excluded.add_excluded_argument(parser)
@@ -226,30 +289,15 @@ def _score_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run_score(args: argparse.Namespace) -> None:
     labels = read_labels(args.labels) if args.labels else {}
-    threads = max(args.threads, 1)
-    scores, rings, seen = [], [], set()
     records = excluded.kept(args.halves, args.excluded, "test")
-    progress = log.Progress(len(records), "micrographs")
-    for done, record in enumerate(records, start=1):
-        pair = load_pair(record)
-        if pair.name in seen:
-            raise InputError(f"{record}: micrograph {pair.name} is given twice; give each record once")
-        seen.add(pair.name)
-        estimates = read_estimates(pair, args.denoised)
-        with fft.set_workers(threads):
-            truth = load_truth(args.truth, pair) if args.truth else None
-            found = score_micrograph(pair, estimates, truth, labels.get(pair.name), threads)
-            powers = score_rings(pair, estimates)
-        for (estimator, metric), value in found.items():
-            row = (args.method, estimator, pair.name, metric, value)
-            scores.append(dict(zip(pooling.SCORE_COLUMNS, row, strict=True)))
-        columns = [powers[name].tolist() for name in pooling.RING_COLUMNS[3:]]
-        for ring, numbers in enumerate(zip(*columns, strict=True)):
-            row = (args.method, pair.name, ring, *numbers)
-            rings.append(dict(zip(pooling.RING_COLUMNS, row, strict=True)))
-        progress.update(done)
-    if labels and not seen & set(labels):
-        log.say(f"warning: {args.labels} names none of the micrographs scored (it names {min(labels)} …)")
+    scores, rings = score_records(
+        args.method,
+        records,
+        lambda pair: read_estimates(pair, args.denoised, args.inputs),
+        args.truth,
+        labels,
+        max(args.threads, 1),
+    )
     files.write_table(args.scores, scores, pooling.SCORE_COLUMNS)
     files.write_table(args.rings, rings, pooling.RING_COLUMNS)
 
@@ -275,6 +323,19 @@ def _run_summarise(args: argparse.Namespace) -> None:
     )
     if table.empty or ring_table.empty:
         raise InputError(f"{args.scores[0]}, {args.rings[0]}: the tables are empty; run score-method first")
+    paths = {"metrics": args.metrics, "summary": args.summary, "curves": args.curves}
+    summarise_tables(table, ring_table, args.reference, args.seed, args.bootstrap, paths)
+
+
+def summarise_tables(
+    table: pd.DataFrame,
+    ring_table: pd.DataFrame,
+    reference: str | None,
+    seed: int,
+    bootstrap: int,
+    paths: Mapping[str, str | Path],
+) -> None:
+    """Pool the rows of `score_records` of all methods, and write ``metrics``, ``summary`` and ``curves``."""
     scores = pooling.tabulate_scores(table)
     names = list(next(iter(scores.values())).index)
     frequency, powers = pooling.tabulate_rings(ring_table, names)
@@ -283,15 +344,15 @@ def _run_summarise(args: argparse.Namespace) -> None:
             f"the scores are of methods {', '.join(sorted(scores))} but the rings of "
             f"{', '.join(sorted(powers))}; give both tables of each method"
         )
-    if args.reference and args.reference not in scores:
-        log.say(f"reference {args.reference} is none of the methods ({', '.join(scores)}): deltas are nan")
+    if reference and reference not in scores:
+        log.say(f"reference {reference} is none of the methods ({', '.join(scores)}): deltas are nan")
     if len(names) == 1:
         log.say(f"only one micrograph ({names[0]}): confidence intervals are nan")
-    rows = pooling.summarise(scores, frequency, powers, args.reference, args.seed, args.bootstrap)
-    files.write_table(args.metrics, table.to_dict("records"), pooling.SCORE_COLUMNS)
-    files.write_table(args.curves, pooling.pooled_curves(frequency, powers), pooling.CURVE_COLUMNS)
-    files.write_table(args.summary, rows, pooling.SUMMARY_COLUMNS)
-    log.say(f"{len(scores)} methods on {len(names)} micrographs, {args.bootstrap} resamples: {args.summary}")
+    rows = pooling.summarise(scores, frequency, powers, reference, seed, bootstrap)
+    files.write_table(paths["metrics"], table.to_dict("records"), pooling.SCORE_COLUMNS)
+    files.write_table(paths["curves"], pooling.pooled_curves(frequency, powers), pooling.CURVE_COLUMNS)
+    files.write_table(paths["summary"], rows, pooling.SUMMARY_COLUMNS)
+    log.say(f"{len(scores)} methods on {len(names)} micrographs, {bootstrap} resamples: {paths['summary']}")
 
 
 COMMANDS = {

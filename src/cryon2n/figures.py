@@ -25,12 +25,15 @@ KNOWN: dict[str, tuple[str, str]] = {
     "lowpass": ("#56b4e9", "--"),
     "gaussian": ("#0072b2", "--"),
     "wiener": ("#009e73", "--"),
+    "nlm": ("#117733", "--"),
     "topaz-unet": ("#e69f00", "-."),
+    "topaz-unet-p192": ("#b8860b", ":"),
+    "topaz-affine": ("#999933", "-."),
     "topaz-unet-small": ("#cc79a7", "-."),
     "topaz-trained": ("#5d3a9b", "-."),
 }
 OURS = ("#d55e00", "#882255", "#661100", "#b2182b")
-OTHERS = ("#44aa99", "#999933", "#332288", "#117733")
+OTHERS = ("#44aa99", "#aa4499", "#332288", "#ddcc77")
 
 
 @dataclass(frozen=True)
@@ -74,12 +77,17 @@ def file_uri(path: str | Path) -> str:
     return data_uri(content, "image/png")
 
 
-def svg_uri(figure: Figure) -> str:
-    """Return a figure as an SVG ``data:`` URI, the same bytes for the same figure."""
-    buffer = io.BytesIO()
+def svg_text(figure: Figure) -> str:
+    """Return a figure as SVG, the same text for the same figure."""
+    buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": "cryon2n"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return data_uri(buffer.getvalue(), "image/svg+xml")
+    return buffer.getvalue()
+
+
+def svg_uri(figure: Figure) -> str:
+    """Return a figure as an SVG ``data:`` URI, the same bytes for the same figure."""
+    return data_uri(svg_text(figure).encode(), "image/svg+xml")
 
 
 def to_grey(image: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
@@ -257,6 +265,28 @@ def draw_spectra(
     ax.set_xlabel("spatial frequency (1/Å)", fontsize=9)
     ax.set_ylabel("power (white raw noise of a half ≈ 1)", fontsize=9)
     _resolution_axis(ax)
+    figure.legend(*ax.get_legend_handles_labels(), fontsize=8, frameon=False, loc="outside right upper")
+    return figure
+
+
+def draw_precision_recall(
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]], names: Mapping[str, str], look: Mapping[str, Look]
+) -> Figure:
+    """Draw precision over recall by method.
+
+    Parameters
+    ----------
+    curves : mapping of (recall, precision), each of shape (n,)
+    names, look : mapping
+        Display name and look of each method.
+    """
+    figure, (ax,) = _new(7.6, 4.2)
+    for method, (recall, precision) in curves.items():
+        style = look[method]
+        ax.plot(recall, precision, style.line, color=style.color, lw=style.width, label=names[method])
+    ax.set(xlim=(0, 1.01), ylim=(0, 1.03))
+    ax.set_xlabel("recall: particles found", fontsize=9)
+    ax.set_ylabel("precision: picks that are particles", fontsize=9)
     figure.legend(*ax.get_legend_handles_labels(), fontsize=8, frameon=False, loc="outside right upper")
     return figure
 

@@ -1,6 +1,6 @@
-"""Classical baselines: raw, low-pass, Gaussian and Wiener, each at its best setting.
+"""Classical baselines: raw, low-pass, Gaussian, Wiener and non-local means, each at its best setting.
 
-They are linear, so their mean squared error follows from ring powers of the halves alone:
+All but the last (`filters_nlm`) are linear, so their mean squared error follows from ring powers of the halves alone:
 ``MSE(H) = sum_k (1 - H_k)² S_k + H_k² N_k`` with the signal ``S = <a,b>`` and the noise
 ``N = <x,x> - S``.  That is the unbiased MSE of a half scored on the other, and it can also be
 written for the whole exposure, so each baseline gets its own best setting for every input: a win
@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from scipy import fft
 
-from cryon2n import excluded, files, fourier, log, pair
+from cryon2n import excluded, files, filters_nlm, fourier, log, metering, pair
 from cryon2n.errors import InputError
-from cryon2n.methods import FILTERS
+from cryon2n.methods import FILTERS, LINEAR
 
 SIDES = ("a", "b", "full")
 
@@ -67,12 +67,12 @@ def ring_powers(pairs: list[pair.Pair]) -> dict[str, np.ndarray]:
 
 
 def tune(method: str, powers: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Choose the setting of a filter that has the least mean squared error, for each input.
+    """Choose the setting of a linear filter that has the least mean squared error, for each input.
 
     Parameters
     ----------
     method : str
-        One of `FILTERS`.
+        One of `LINEAR`.
     powers : dict
         From `ring_powers`, of the validation micrographs (for ``wiener``: the training ones).
 
@@ -81,8 +81,8 @@ def tune(method: str, powers: dict[str, np.ndarray]) -> dict[str, Any]:
     dict
         ``method`` and, per input, ``setting`` (or, for ``wiener``, the transfer on the axis ``s``).
     """
-    if method not in FILTERS:
-        raise InputError(f"filter {method!r}: unknown method; wanted one of {', '.join(FILTERS)}")
+    if method not in LINEAR:
+        raise InputError(f"filter {method!r}: unknown method; wanted one of {', '.join(LINEAR)}")
     if method == "raw":
         return {"method": "raw"}
     if method == "wiener":
@@ -115,6 +115,8 @@ def apply(tuned: dict[str, Any], image: np.ndarray, side: str) -> np.ndarray:
     method = tuned["method"]
     if method == "raw":
         return image
+    if method == "nlm":
+        return filters_nlm.apply(tuned, image, side)
     h, w = image.shape
     # The cosine transform is the Fourier transform of the mirrored image: no wrap-around.
     s = np.hypot(np.arange(h)[:, None] / (2 * h), np.arange(w)[None, :] / (2 * w))
@@ -134,7 +136,7 @@ def _tune_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _tune(args: argparse.Namespace) -> None:
     pairs = [pair.load_pair(path) for path in excluded.kept(args.halves, args.excluded, "tuning")]
-    tuned = tune(args.method, ring_powers(pairs))
+    tuned = filters_nlm.tune(pairs) if args.method == "nlm" else tune(args.method, ring_powers(pairs))
     tuned = {**tuned, "pixel_size_A": pairs[0].pixel_size, "chosen_on": [p.name for p in pairs]}
     files.write_json(args.filter, tuned)
     log.say(f"{args.method}: {tuned.get('setting', '')}")
@@ -152,8 +154,11 @@ def _filter(args: argparse.Namespace) -> None:
         raise InputError(f"{args.filter}: is not a tuned filter; wanted the JSON that tune-filter writes")
     halves = pair.load_pair(args.halves)
     unit = {name: "full" if name == "noise" else name for name in pair.INPUTS}
-    estimates = {name: apply(tuned, getattr(halves, name), unit[name]) for name in pair.INPUTS}
+    with metering.Meter() as meter:
+        estimates = {name: meter.lap(apply(tuned, getattr(halves, name), unit[name])) for name in pair.INPUTS}
     pair.write_estimates(halves, estimates, args.out, tuned["method"])
+    record = {"method": tuned["method"], "micrograph": halves.name, "device": "CPU, 1 thread"}
+    files.write_json(args.out / f"{halves.name}.json", {**record, **meter.cost()})
 
 
 COMMANDS = {"tune-filter": (_tune_arguments, _tune), "filter-micrograph": (_filter_arguments, _filter)}

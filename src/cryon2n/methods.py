@@ -1,5 +1,6 @@
-"""Names of the built-in methods; the networks of a config's ``models`` come on top."""
+"""Names of the built-in methods; a config's ``models`` and ``compare: outside`` come on top."""
 
-FILTERS = ("raw", "lowpass", "gaussian", "wiener")
-TOPAZ = ("topaz-unet", "topaz-unet-small", "topaz-trained")
+LINEAR = ("raw", "lowpass", "gaussian", "wiener")
+FILTERS = (*LINEAR, "nlm")
+TOPAZ = ("topaz-unet", "topaz-unet-p192", "topaz-unet-small", "topaz-affine", "topaz-trained")
 BUILT_IN = (*FILTERS, *TOPAZ)

@@ -69,28 +69,35 @@ def noise_power_ratio(f_noise: np.ndarray, noise: np.ndarray) -> float:
 POWERS = ("a_a", "b_b", "a_b", "fa_fa", "fb_fb", "fa_fb", "fa_b", "fb_a", "n_n", "fn_fn")
 
 
-def ring_powers(images: Mapping[str, np.ndarray], region: Box, pixel_size: float) -> dict[str, np.ndarray]:
+def ring_powers(
+    images: Mapping[str, np.ndarray], region: Box, pixel_size: float, names: Sequence[str] = POWERS, taper: int = 32
+) -> dict[str, np.ndarray]:
     """Return the Fourier powers behind the ring metrics.
 
     Parameters
     ----------
     images : mapping
-        ``a``, ``b``, ``fa``, ``fb``, ``n`` (signal-free input) and ``fn``, each (h, w), not cut.
+        ``a``, ``b``, ``fa``, ``fb``, ``n`` (signal-free input) and ``fn``, each (h, w), not cut.  The
+        powers of what is missing are nan.
     region : two slices
         The rest is set to 0 rather than cut away, so that all micrographs of a set have the same
-        rings.  Inside, the mean is removed and 1/32 of the shorter side is tapered at each edge.
+        rings.  Inside, the mean is removed and 1/`taper` of the shorter side is tapered at each edge.
     pixel_size : float
         In Å.
+    names : sequence of str
+        Which powers, as pairs of names of images: ``a_b``.
+    taper : int
+        2 (a Hann window) where no ring may leak into others, at the cost of half of the bins along each axis.
 
     Returns
     -------
     dict of ndarray, shape (n_rings,)
         ``frequency`` (1/Å), ``count`` (Fourier bins, times the share of the area that is in the
-        region) and each of `POWERS`.
+        region) and each of `names`.
     """
     shape = images["a"].shape
     inside = images["a"][region].shape
-    edge = min(inside) // 32
+    edge = min(inside) // taper
     spectra = {}
     for name, image in images.items():
         window = np.zeros(shape, dtype=np.float32)
@@ -101,8 +108,11 @@ def ring_powers(images: Mapping[str, np.ndarray], region: Box, pixel_size: float
         "frequency": fourier.ring_frequencies(shape, pixel_size),
         "count": fourier.ring_counts(shape) * (inside[0] * inside[1] / (shape[0] * shape[1])),
     }
-    for name in POWERS:
+    for name in names:
         x, y = name.split("_")
+        if x not in spectra or y not in spectra:
+            out[name] = np.full(len(out["frequency"]), np.nan)
+            continue
         out[name] = fourier.ring_sums(fourier.cross_power(spectra[x], spectra[y]), shape)
     return out
 

@@ -7,6 +7,7 @@ noise variance ``noise_var``, and the mean of the two halves' variances is about
 hold different numbers of frames, or come from another program in unknown units.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,17 +134,20 @@ def write_estimates(pair: Pair, estimates: dict[str, np.ndarray], directory: str
     ----------
     pair : Pair
     estimates : dict of ndarray, shape (h, w)
-        In normalised units: ``a``, ``b``, ``full`` and ``noise`` denoised, as in `INPUTS`.
+        In normalised units: ``a``, ``b``, ``full`` and ``noise`` denoised, as in `INPUTS`, or some of them.
     directory : path
-        Gets ``{mic}_a.mrc``, ``{mic}_b.mrc``, ``{mic}_full.mrc``, ``{mic}_noise.mrc``, and
+        Gets ``{mic}_a.mrc``, ``{mic}_b.mrc``, ``{mic}_full.mrc``, ``{mic}_noise.mrc``, and, of both halves,
         ``{mic}.mrc``, the mean of the estimates from a and from b, in the full exposure's units.
     label : str
         The method, for the MRC header.
     """
     directory = Path(directory)
-    for name, (unit, ending) in INPUTS.items():
+    for name, image in estimates.items():
+        unit, ending = INPUTS[name]
         path = directory / f"{pair.name}{ending}.mrc"
-        mrcio.write_mrc(path, pair.to_units(estimates[name], unit), pair.pixel_size, f"denoised {label}")
+        mrcio.write_mrc(path, pair.to_units(image, unit), pair.pixel_size, f"denoised {label}")
+    if not {"a", "b"} <= set(estimates):
+        return
     mean = pair.to_units(pair.mean(estimates["a"], estimates["b"]), "full")
     mrcio.write_mrc(
         directory / f"{pair.name}{MEAN_ENDING}.mrc",
@@ -153,17 +157,40 @@ def write_estimates(pair: Pair, estimates: dict[str, np.ndarray], directory: str
     )
 
 
-def read_estimates(pair: Pair, directory: str | Path) -> dict[str, np.ndarray]:
-    """Read what `write_estimates` wrote, in normalised units, with the mean under ``mean``."""
+def estimate_files(inputs: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Return what `write_estimates` makes of some of `INPUTS`: name, its unit and the ending of its file."""
+    found = {name: INPUTS[name] for name in INPUTS if name in set(inputs)}
+    return {**found, "mean": ("full", MEAN_ENDING)} if {"a", "b"} <= set(found) else found
+
+
+def read_estimates(pair: Pair, directory: str | Path, inputs: Iterable[str] = tuple(INPUTS)) -> dict[str, np.ndarray]:
+    """Read what `write_estimates` wrote of `inputs`, in normalised units, with the mean of both halves' as ``mean``."""
     directory = Path(directory)
     out = {}
-    for name, (unit, ending) in {**INPUTS, "mean": ("full", MEAN_ENDING)}.items():
+    for name, (unit, ending) in estimate_files(inputs).items():
         path = directory / f"{pair.name}{ending}.mrc"
-        data, _ = mrcio.read_mrc(path)
-        if data.shape != pair.a.shape:
-            raise InputError(f"{path}: has shape {data.shape}, the halves have {pair.a.shape}; denoise it again")
-        out[name] = pair.from_units(data, unit)
+        out[name] = pair.from_units(read_result(pair, path), unit)
     return out
+
+
+def read_result(pair: Pair, path: Path) -> np.ndarray:
+    """Read one denoised image of a micrograph and check that it has the halves' shape (h, w)."""
+    data, _ = mrcio.read_mrc(path)
+    if data.shape != pair.a.shape:
+        raise InputError(f"{path}: has shape {data.shape}, the halves have {pair.a.shape}; denoise it again")
+    return data
+
+
+def read_shown(pair: Pair, directory: Path, kind: str = "mean") -> np.ndarray:
+    """Read one of a method's images (``mean`` or a name of `INPUTS`), normalised, shape (h, w).
+
+    Of a method that has not denoised the halves, the denoised whole exposure stands for the mean.
+    """
+    unit, ending = INPUTS[kind] if kind in INPUTS else ("full", MEAN_ENDING)
+    path = directory / f"{pair.name}{ending}.mrc"
+    if kind == "mean" and not path.exists() and not directory.joinpath(f"{pair.name}_a.mrc").exists():
+        path = directory / f"{pair.name}_full.mrc"
+    return pair.from_units(read_result(pair, path), unit)
 
 
 def estimate_all(pair: Pair, f: Any) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from cryon2n import files, log, mrcio
 from cryon2n.errors import InputError
-from cryon2n.study import SPLITS, Study, read_study
+from cryon2n.study import SPLITS, Study, all_methods, read_study
 
 
 def frame_geometry(config: dict[str, Any], study: Study) -> tuple[int, int, int, int] | None:
@@ -78,7 +78,7 @@ def plan_text(config: dict[str, Any]) -> str:
     except InputError as error:  # the plan does not stop what is asked for, which may be halves only
         warnings.append(f"  WARNING: {error}")
     shard_bytes = loaders.patch_bytes(patches, settings.patch)
-    methods = len(config["compare"]["methods"])
+    methods = len(all_methods(config))
     denoised = split["test"] * methods * 5 * h * w * 4
     where = device.choose(config["compute"]["device"])
     lines += [

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import special
 
 from cryon2n import metrics
 from cryon2n.errors import InputError
@@ -148,27 +149,32 @@ def pool(powers: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def ring_statistics(
     powers: Mapping[str, np.ndarray], frequency: np.ndarray, band: int, significant: int
-) -> dict[Key, float]:
-    """Return every entry of `RING_METRICS` from pooled ring powers, shape (n_rings,).
+) -> dict[Key, np.ndarray]:
+    """Return every entry of `RING_METRICS` from pooled ring powers (..., n_rings), each of shape (...).
 
     `band` and `significant` are the rings of `metrics.information_limit` and `metrics.significant_limit`
     of all micrographs: they belong to the definition and stay the same in every resample.
     """
 
-    def in_band(curve: np.ndarray) -> float:
-        return float(metrics.band_mean(curve, band))
+    def in_band(curve: np.ndarray) -> np.ndarray:
+        return metrics.band_mean(curve, band)
+
+    def crossing(curves: np.ndarray, threshold: float, limit: int | None = None) -> np.ndarray:
+        rows = curves.reshape(-1, curves.shape[-1])
+        found = [metrics.crossing_resolution(row, frequency, threshold, limit) for row in rows]
+        return np.array(found).reshape(curves.shape[:-1])
 
     cross, raw = metrics.cross_frc(powers), metrics.raw_frc(powers)
-    noise = powers["n_n"][1:band].sum()
+    passed, noise = (powers[name][..., 1:band].sum(axis=-1) for name in ("fn_fn", "n_n"))
     return {
         ("half", "cross_frc"): in_band(cross),
         ("half", "cross_frc_ab"): in_band(metrics.cross_frc(powers, "ab")),
         ("half", "cross_frc_ba"): in_band(metrics.cross_frc(powers, "ba")),
-        ("half", "cross_frc_resolution_A"): metrics.crossing_resolution(cross, frequency, 0.5, significant),
+        ("half", "cross_frc_resolution_A"): crossing(cross, 0.5, significant),
         ("half", "half_frc"): in_band(metrics.half_frc(powers)),
-        ("full", "noise_power_ratio_inband"): powers["fn_fn"][1:band].sum() / noise if noise > 0 else nan,
+        ("full", "noise_power_ratio_inband"): np.where(noise > 0, passed / np.where(noise > 0, noise, 1), nan),
         ("raw", "raw_frc"): in_band(raw),
-        ("raw", "information_limit_A"): metrics.crossing_resolution(raw, frequency, 0.143),
+        ("raw", "information_limit_A"): crossing(raw, 0.143),
     }
 
 
@@ -194,21 +200,25 @@ def resampled_rings(
     found = []
     for start in range(0, len(weights), 100):  # in parts, to bound the memory
         pooled = {name: weights[start : start + 100] @ x for name, x in powers.items()}
-        for i in range(len(pooled["count"])):
-            one = {name: x[i] for name, x in pooled.items()}
-            found.append(ring_statistics(one, frequency, *limits))
-    return {key: np.array([statistics[key] for statistics in found]) for key in found[0]}
+        found.append(ring_statistics(pooled, frequency, *limits))
+    return {key: np.concatenate([statistics[key] for statistics in found]) for key in found[0]}
 
 
 def interval(samples: np.ndarray, n: int) -> tuple[float, float]:
-    """Return the 2.5 and 97.5 percentiles of resampled values (Efron 1979).
+    """Return the 95 % interval of resampled values: the expanded percentile interval.
+
+    The 2.5 and 97.5 percentiles (Efron 1979) are too narrow for few micrographs.  The percentiles taken here lie as
+    much farther out as the interval of a mean by Student's t with the unbiased variance is wider than the one by the
+    normal distribution (Hesterberg, The American Statistician 69:371, 2015, section 5.3): 1.3 and 98.7 for n = 14, no
+    difference for large n.
 
     nan for n < 2 micrographs: one micrograph says nothing about the spread between micrographs.
     """
     samples = samples[np.isfinite(samples)]
     if n < 2 or samples.size == 0:
         return nan, nan
-    low, high = np.percentile(samples, [2.5, 97.5])
+    outside = special.ndtr(np.sqrt(n / (n - 1)) * special.stdtrit(n - 1, 0.025))
+    low, high = np.percentile(samples, [100 * outside, 100 * (1 - outside)])
     return float(low), float(high)
 
 
@@ -253,15 +263,15 @@ def summarise(
             delta_ci = interval(resampled_means(d, weights), pairs)
             rows.append((method, *key, _mean(x), *ci, count, _mean(d), *delta_ci))
         for key in ((e, m) for e, names in RING_METRICS.items() for m in names):
-            value, drawn = values[method][key], samples[method][key]
+            value, drawn = float(values[method][key]), samples[method][key]
             count = n if np.isfinite(value) else 0
             delta, delta_drawn = nan, np.empty(0)
             if reference in values:
-                delta = value - values[reference][key]
+                delta = value - float(values[reference][key])
                 delta_drawn = drawn - samples[reference][key]
             pairs = n if np.isfinite(delta) else 0
             ci, delta_ci = interval(drawn, count), interval(delta_drawn, pairs)
-            rows.append((method, *key, float(value), *ci, count, float(delta), *delta_ci))
+            rows.append((method, *key, value, *ci, count, delta, *delta_ci))
     return [dict(zip(SUMMARY_COLUMNS, row, strict=True)) for row in rows]
 
 

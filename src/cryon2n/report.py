@@ -5,10 +5,7 @@ What is not there (a truth, Topaz, a metric) is said in words.
 """
 
 import argparse
-import importlib.metadata
-import json
 import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +15,14 @@ import jinja2
 import numpy as np
 import yaml
 
-from cryon2n import __version__, audit_rules, codeversion, excluded, figures, files, filters, log, mrcio
+from cryon2n import audit_rules, codeversion, excluded, figures, files, filters, log, report_panel, software
 from cryon2n.compare import load_truth
-from cryon2n.errors import InputError
-from cryon2n.pair import INPUTS, MEAN_ENDING, Pair, load_pair
+from cryon2n.compare_cost import read_costs
+from cryon2n.compare_figures import display_names, draw_comparison
+from cryon2n.pair import Pair, load_pair, read_shown
 from cryon2n.report_tables import (
     FEW,
     MEASURES,
-    NAMES,
     Tables,
     absent_metrics,
     all_metrics,
@@ -37,6 +34,7 @@ from cryon2n.report_tables import (
     verdicts,
 )
 from cryon2n.report_training import forms, loaders, training
+from cryon2n.settings import add_config_argument, config_from_arguments
 
 FLAGS = audit_rules.FLAGS
 MARGIN = 0.2  # of the truth's grey range, added at each end
@@ -81,16 +79,6 @@ def load_subject(record: Path, truth_directory: Path | None, limit: float | None
     return Subject(pair, image, region, limits, figures.grey_limits(pair.full[region]))
 
 
-def read_estimate(pair: Pair, directory: Path, kind: str = "mean") -> np.ndarray:
-    """Read one of a method's images (``mean`` or a name of `INPUTS`), normalised, shape (h, w)."""
-    unit, ending = INPUTS[kind] if kind in INPUTS else ("full", MEAN_ENDING)
-    path = directory / f"{pair.name}{ending}.mrc"
-    data, _ = mrcio.read_mrc(path)
-    if data.shape != pair.a.shape:
-        raise InputError(f"{path}: has shape {data.shape}, the halves have {pair.a.shape}; denoise it again")
-    return pair.from_units(data, unit)
-
-
 def tile(name: str, method: str, image: np.ndarray, limits: tuple[float, float], quality: int) -> dict[str, Any]:
     """Return a picture as the templates want it."""
     return {"name": name, "method": method, "uri": figures.jpeg_uri(image, limits, quality)}
@@ -103,10 +91,12 @@ def pictures(subject: Subject, denoised: Path, methods: Sequence[str], names: Ma
     for method in methods:
         folder = denoised / method
         limits = subject.raw_limits if method == "raw" else subject.limits
-        image = read_estimate(subject.pair, folder)[crop]
+        image = read_shown(subject.pair, folder)[crop]
         out["images"].append(tile(names[method], method, image, limits, 92))
         # The noise has its own level; the picture is about the pattern, at the contrast of the images.
-        noise = read_estimate(subject.pair, folder, "noise")[crop]
+        if not folder.joinpath(f"{subject.pair.name}_noise.mrc").exists():
+            continue  # a method from outside that was not run on it
+        noise = read_shown(subject.pair, folder, "noise")[crop]
         half = (limits[1] - limits[0]) / 2
         out["noise"].append(tile(names[method], method, noise - np.median(noise), (-half, half), 92))
     if subject.truth is not None:
@@ -132,7 +122,7 @@ def mean_spectra(
         ok = np.isfinite(stack)
         return np.where(ok, stack, 0).sum(axis=0) / np.maximum(ok.sum(axis=0), 1)
 
-    spectra = {m: mean_power([read_estimate(s.pair, denoised / m) for s in subjects]) for m in methods}
+    spectra = {m: mean_power([read_shown(s.pair, denoised / m) for s in subjects]) for m in methods}
     truths = [s.truth for s in subjects if s.truth is not None]
     return axis, spectra, mean_power(truths) if len(truths) == len(subjects) else None
 
@@ -147,7 +137,7 @@ def gallery(subjects: Sequence[Subject], denoised: Path, names: Mapping[str, str
         tiles = []
         for method in names:
             limits = s.raw_limits if method == "raw" else s.limits
-            tiles.append(tile(names[method], method, read_estimate(s.pair, denoised / method)[crop], limits, 85))
+            tiles.append(tile(names[method], method, read_shown(s.pair, denoised / method)[crop], limits, 85))
         if s.truth is not None:
             tiles.append(tile("truth", "truth", s.truth[crop], s.limits, 85))
         height, width = (part.stop - part.start for part in crop)
@@ -189,20 +179,13 @@ def provenance(
     results: Path, config: Mapping[str, Any], tests: Sequence[str], methods: Sequence[str]
 ) -> dict[str, Any]:
     """Return what made the numbers: config, versions, split, plan, filters' settings, Topaz's records."""
-    packages = ("numpy", "scipy", "scikit-image", "pandas", "matplotlib", "torch", "snakemake")
-    versions = {"cryon2n": __version__, "Python": platform.python_version()}
-    for name in packages:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     manifest, plan = results / "shards/manifest.json", results / "plan.txt"
     split = files.read_json(manifest).get("split", {}) if manifest.exists() else {}
     topaz = []
     for method in methods:
         record = results / "denoised" / method / f"{tests[0]}.json"
         if record.exists():
-            topaz.append(files.read_json(record))
+            topaz += [found for found in [files.read_json(record)] if "topaz" in found]
     trained = results / "models/topaz-trained/record.json"
     tuned = {}
     for method in methods:
@@ -211,7 +194,7 @@ def provenance(
             tuned[method] = files.read_json(path)
     return {
         "config": yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True),
-        "versions": versions,
+        "versions": software.versions(),
         "code": codeversion.code_version("report.py", "report_tables.py", "figures.py"),
         "split": {**split, "test": list(tests)},
         "plan": plan.read_text() if plan.exists() else None,
@@ -248,7 +231,7 @@ def build(
         A table or image is missing, damaged, or does not fit the others.
     """
     tables = read_tables(results, config)
-    names = {m: f"{m} (ours)" if m in tables.ours else NAMES.get(m, m) for m in tables.methods}
+    names = display_names(tables)
     look = figures.looks(tables.methods, tables.ours)
     cells, base = headline(tables)
     shown = [m for m in MEASURES if m.metric in cells]
@@ -257,22 +240,10 @@ def build(
     tests = [path.stem for path in records]
     log.say(f"{len(tables.methods)} methods, {len(tests)} test micrographs, {len(subjects)} of them shown")
 
-    panels = []
-    for m in shown:
-        title = f"{m.title} ({m.unit})" if m.unit else m.title
-        panels.append((title, {x: (c.value, c.low, c.high) for x, c in cells[m.metric].items()}))
-    curves = {m: part.sort_values("frequency") for m, part in tables.curves.groupby("method", sort=False)}
-    first = next(iter(curves.values()))
     axis, spectra, truth_spectrum = mean_spectra(subjects, denoised, tables.methods)
     plots = {
-        "intervals": figures.draw_intervals(panels, names, look) if panels else None,
-        "cross_frc": figures.draw_cross_frc(
-            {m: (c["frequency"].to_numpy(), c["cross_frc"].to_numpy()) for m, c in curves.items()},
-            (first["frequency"].to_numpy(), first["raw_frc"].to_numpy()),
-            limit,
-            names,
-            look,
-        ),
+        "intervals": None,
+        **draw_comparison(tables, cells, names, look),
         "spectra": figures.draw_spectra(axis, spectra, truth_spectrum, limit, names, look),
     }
     view = pictures(subjects[0], denoised, tables.methods, names)
@@ -296,6 +267,12 @@ def build(
         "has_truth": truth is not None,
         "limit": significant(limit) if limit else None,
         "noise": noise_rows(tables, names),
+        "panel": report_panel.panel(results, tables.methods, names),
+        "disagreement": report_panel.disagreement_tiles(
+            subjects[0].pair, denoised, tables.methods, names, figures.middle(subjects[0].region, CROP)
+        ),
+        "picking": report_panel.picking(results, tables.methods, names, look, tables.reference),
+        "costs": cost_rows(results, tables, names),
         "spectra_n": len(subjects),
         "audit": audit_words(results),
         "training": training(results, tables.ours, names, look),
@@ -358,9 +335,20 @@ def noise_rows(tables: Tables, names: Mapping[str, str]) -> list[dict[str, Any]]
     return rows
 
 
+def cost_rows(results: Path, tables: Tables, names: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return what each method cost, as text, None where it was not measured; nothing without ``cost.tsv``."""
+    path = results / "cost.tsv"
+    found = read_costs(path) if path.exists() else {}
+    rows = []
+    for method in (m for m in tables.methods if m in found):
+        cells = {key: None if text in ("nan", "") else text for key, text in found[method].items()}
+        rows.append({**cells, "method": method, "name": names[method]})
+    return rows
+
+
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--config-json", required=True, metavar="JSON", help="the workflow's config, as JSON")
+    add_config_argument(parser)
     add("--results", type=Path, required=True, metavar="DIR", help="results/{dataset}")
     add("--test", type=Path, nargs="+", required=True, metavar="RECORD", help="records of the test halves")
     add("--truth", type=Path, metavar="DIR", help="simulated entries: clean images {mic}.mrc with {mic}.json")
@@ -369,12 +357,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    try:
-        config = json.loads(args.config_json)
-    except ValueError as error:
-        raise InputError(f"--config-json: not valid JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise InputError(f"--config-json: wanted a mapping, found {type(config).__name__}")
+    config = config_from_arguments(args)
     link = Path(os.path.relpath(args.gallery.resolve(), args.report.resolve().parent)).as_posix()
     left_out = args.results / "halves/excluded.tsv"
     records = excluded.kept(args.test, left_out if left_out.exists() else None, "test")

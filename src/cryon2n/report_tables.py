@@ -16,7 +16,10 @@ NAMES = {
     "lowpass": "best low-pass",
     "gaussian": "best Gaussian",
     "wiener": "Wiener",
+    "nlm": "non-local means",
     "topaz-unet": "Topaz unet, pretrained",
+    "topaz-unet-p192": "Topaz unet, padding 192",
+    "topaz-affine": "Topaz affine, pretrained",
     "topaz-unet-small": "Topaz unet-small, pretrained",
     "topaz-trained": "Topaz unet, trained here",
 }

@@ -6,6 +6,7 @@ workflow's schema repeats the names so that a typo in a config is caught before 
 
 import argparse
 import dataclasses
+import json
 import math
 import re
 import types
@@ -37,6 +38,22 @@ def add_settings_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="change one setting; may be given several times",
     )
+
+
+def add_config_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--config-json``, by which the workflow gives a command its whole config."""
+    parser.add_argument("--config-json", required=True, metavar="JSON", help="the workflow's config, as JSON")
+
+
+def config_from_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the config given with ``--config-json``."""
+    try:
+        config = json.loads(args.config_json)
+    except ValueError as error:
+        raise InputError(f"--config-json: not valid JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise InputError(f"--config-json: wanted a mapping, found {type(config).__name__}")
+    return config
 
 
 def settings_from_arguments(cls: type[T], args: argparse.Namespace) -> T:

@@ -16,6 +16,7 @@ from cryon2n.errors import InputError
 from cryon2n.frame_range import FrameRange, parse_frame_range
 from cryon2n.methods import BUILT_IN
 from cryon2n.movie_header import MOVIE_ENDINGS, Geometry, movie_ending
+from cryon2n.outside import split_command
 from cryon2n.pair_sheet import import_arguments, read_pair_sheet
 
 SPLITS = ("train", "val", "test")
@@ -88,21 +89,34 @@ def read_study(config: dict[str, Any]) -> Study:
     return Study(names, split, {k: sources[k] for k in names}, references, **archive)
 
 
+def all_methods(config: dict[str, Any]) -> list[str]:
+    """Return the methods that a validated config compares: those of ``compare: methods``, then those from outside."""
+    compare = config["compare"]
+    return list(dict.fromkeys([*compare["methods"], *compare["outside"]]))
+
+
 def _check_methods(config: dict[str, Any]) -> None:
     models, compare = list(config["models"]), config["compare"]
     taken = [name for name in models if name in BUILT_IN or name == "topaz-env"]
     if taken:
         raise InputError(f"config: models: {', '.join(taken)} is the name of a built-in method; choose another")
-    unknown = [name for name in compare["methods"] if name not in BUILT_IN and name not in models]
+    taken = [name for name in compare["outside"] if name in BUILT_IN or name in models]
+    if taken:
+        raise InputError(f"config: compare: outside: {', '.join(taken)} is the name of another method; choose another")
+    for about in compare["outside"].values():
+        if "command" in about:
+            split_command(about["command"])
+    known = [*BUILT_IN, *models, *compare["outside"]]
+    unknown = [name for name in compare["methods"] if name not in known]
     if unknown:
         raise InputError(
-            f"config: compare: methods: unknown method {', '.join(unknown)}; "
-            f"wanted some of {', '.join([*BUILT_IN, *models])}"
+            f"config: compare: methods: unknown method {', '.join(unknown)}; wanted some of {', '.join(known)}"
         )
-    if compare["reference"] not in compare["methods"]:
+    methods = all_methods(config)
+    if compare["reference"] not in methods:
         raise InputError(
             f"config: compare: reference: found {compare['reference']}, wanted one of compare: methods "
-            f"({', '.join(compare['methods'])})"
+            f"({', '.join(methods)})"
         )
 
 

@@ -23,15 +23,17 @@ from typing import Any
 
 import numpy as np
 
-from cryon2n import excluded, files, log, mrcio
+from cryon2n import excluded, files, log, metering, mrcio
 from cryon2n.errors import InputError
 from cryon2n.methods import TOPAZ
 from cryon2n.pair import INPUTS, load_pair, read_record, write_estimates
 from cryon2n.settings import add_settings_arguments, settings_from_arguments
 from cryon2n.topaz_run import DEVICES, TopazRun, check_weights, read_environment, run_topaz
 
-# Method: the --arch that stands for it.  Topaz has no weights of its own for "unet3".
-METHODS = dict(zip(TOPAZ, ("unet", "unet-small", "unet3"), strict=True))
+# Method: the --arch that stands for it, and the pixels around each of Topaz's tiles of 1024 x 1024: 500 is its
+# default, its network sees 163 pixels far.  Topaz has no weights of its own for "unet3".
+_ARCHS = (("unet", 500), ("unet", 192), ("unet-small", 500), ("affine", 500), ("unet3", 500))
+METHODS = dict(zip(TOPAZ, _ARCHS, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +94,7 @@ def denoise_images(
     model: str | Path | None = None,
     device: str = "auto",
     threads: int | None = None,
-    patch_padding: int = 500,
+    patch_padding: int | None = None,
 ) -> tuple[dict[str, np.ndarray], TopazRun]:
     """Denoise images with one call of Topaz.
 
@@ -109,8 +111,8 @@ def denoise_images(
         Weights that `train` made; for ``topaz-trained`` and only for it.
     device, threads
         As for `run_topaz`.
-    patch_padding : int
-        Pixels around each tile of 1024 x 1024.  500 is Topaz's default; its network sees 163 pixels far.
+    patch_padding : int or None
+        Pixels around each tile of 1024 x 1024; None takes the method's own.
 
     Returns
     -------
@@ -125,8 +127,8 @@ def denoise_images(
     if (model is not None) != (method == "topaz-trained"):
         raise InputError(f"{method}: a model that train-topaz wrote belongs to topaz-trained, and only to it")
     ready = read_environment(environment)
-    arch = METHODS[method]
-    arguments = ["--arch", arch, "--patch-padding", str(patch_padding), "--output", "out"]
+    arch, padding = METHODS[method]
+    arguments = ["--arch", arch, "--patch-padding", str(patch_padding or padding), "--output", "out"]
     with tempfile.TemporaryDirectory(prefix="cryon2n-topaz-") as scratch:
         for name, image in images.items():
             mrcio.write_mrc(Path(scratch, f"{name}.mrc"), image.astype(np.float32), 1.0)
@@ -135,9 +137,16 @@ def denoise_images(
                 raise InputError(f"{model}: no such file; wanted the model that train-topaz wrote")
             Path(scratch, arch).symlink_to(Path(model).absolute())
         run = run_topaz(environment, [*arguments, *(f"{n}.mrc" for n in images)], scratch, device, threads)
-        check_weights(run, None if model is not None else ready["weights"][arch]["file"])
+        check_weights(run, None if model is not None else _pretrained(ready, arch, environment)["file"])
         out = Path(scratch, "out")
         return {name: _read_result(out / f"{name}.mrc", image.shape) for name, image in images.items()}, run
+
+
+def _pretrained(ready: dict[str, Any], arch: str, environment: str | Path) -> dict[str, str]:
+    """Return file and SHA-256 of the pretrained weights of an --arch."""
+    if arch not in ready["weights"]:
+        raise InputError(f"{environment}: says nothing of Topaz's weights {arch}; build it again with envs/topaz.sh")
+    return ready["weights"][arch]
 
 
 def _read_result(path: Path, shape: tuple[int, ...]) -> np.ndarray:
@@ -316,7 +325,7 @@ def add_denoise_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="FILE", help="what train-topaz wrote (for topaz-trained only)")
     parser.add_argument("--halves", required=True, metavar="JSON", help="record of the micrograph's halves")
     parser.add_argument("--out", required=True, metavar="DIR", help="directory for the denoised micrographs")
-    parser.add_argument("--patch-padding", type=_positive, default=500, metavar="PX", help="default: 500")
+    parser.add_argument("--patch-padding", type=_positive, metavar="PX", help="default: the method's own")
 
 
 def run_denoise(args: argparse.Namespace) -> None:
@@ -325,14 +334,16 @@ def run_denoise(args: argparse.Namespace) -> None:
     pair = load_pair(args.halves)
     images = {name: getattr(pair, name) for name in INPUTS}
     try:
-        estimates, run = denoise_images(
-            args.env, images, args.method, args.model, args.device, args.threads, args.patch_padding
-        )
+        with metering.Meter(args.device != "cpu") as meter:
+            estimates, run = denoise_images(
+                args.env, images, args.method, args.model, args.device, args.threads, args.patch_padding
+            )
     except InputError as error:
         raise InputError(f"{pair.name}, {args.method}: {error}") from None
     write_estimates(pair, estimates, args.out, args.method)
-    weights = ready["weights"].get(METHODS[args.method])
-    if weights is None:
+    if args.model is None:
+        weights = _pretrained(ready, METHODS[args.method][0], args.env)
+    else:
         weights = {"file": Path(args.model).name, "sha256": files.sha256_of(args.model)}
     each = run.seconds_per_image
     record = {
@@ -340,6 +351,8 @@ def run_denoise(args: argparse.Namespace) -> None:
         "micrograph": pair.name,
         **_provenance(ready, run, args.threads),
         "weights": weights,
+        **meter.cost(on_gpu="cuda=True" in run.device),
+        "seconds": run.seconds,
         "images": len(images),
         "seconds_per_image": None if each is None else round(each, 3),
     }

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from cryon2n import files, filters, pair
+from cryon2n import files, filters, filters_nlm, pair
 from cryon2n.errors import InputError
-from making import white, write_pair
+from making import command, white, write_pair
 
 SHAPE = (256, 256)
 SIGMA2 = 1.0  # noise variance of a half
@@ -74,7 +74,7 @@ def fields(tmp_path_factory):
         unit = pairs[-1].record["a"]
         truths.append((clean - unit["offset"]) / unit["scale"])
     powers = filters.ring_powers(pairs[:4])
-    return pairs, truths, {m: filters.tune(m, powers) for m in filters.FILTERS}
+    return pairs, truths, {m: filters.tune(m, powers) for m in filters.LINEAR}
 
 
 def true_mse(fields, method, side):
@@ -90,7 +90,7 @@ def true_mse(fields, method, side):
 
 @pytest.mark.parametrize("side", ["a", "full"])
 def test_wiener_is_the_best_linear_filter_and_near_its_closed_form(fields, side):
-    errors = {method: true_mse(fields, method, side) for method in filters.FILTERS}
+    errors = {method: true_mse(fields, method, side) for method in filters.LINEAR}
     assert errors["wiener"] < min(errors["gaussian"], errors["lowpass"]) < errors["raw"]
     s = grid(SHAPE)
     twice = np.full(s.shape[1], 2.0)
@@ -107,7 +107,7 @@ def test_the_whole_exposure_gets_its_own_weaker_filter(fields):
     assert tuned["lowpass"]["setting"]["full"] > tuned["lowpass"]["setting"]["a"]
 
 
-@pytest.mark.parametrize("method", filters.FILTERS)
+@pytest.mark.parametrize("method", filters.LINEAR)
 @pytest.mark.parametrize("shape", [(64, 64), (61, 97)])
 def test_a_constant_image_stays_as_it_is(fields, method, shape):
     out = filters.apply(fields[2][method], np.full(shape, 7.0, np.float32), "a")
@@ -147,6 +147,52 @@ def test_the_commands_tune_and_filter(tmp_path, cryon2n):
     np.testing.assert_allclose(found["a"], filters.apply(tuned, halves.a, "a"), atol=1e-5)
     np.testing.assert_allclose(found["mean"], (found["a"] + found["b"]) / 2, atol=1e-2)
     assert np.square(found["mean"] - halves.full).mean() > 0
+
+
+def blocks(seed, shape=(96, 128)):
+    """Flat squares of a few grey levels: patches that repeat, which is what non-local means lives on."""
+    coarse = np.random.default_rng(seed).integers(-1, 2, (shape[0] // 16, shape[1] // 16))
+    return np.kron(coarse, np.ones((16, 16)))
+
+
+def test_non_local_means_is_tuned_to_near_its_best_and_beats_the_gaussian_on_edges(tmp_path):
+    pairs, truths = [], []
+    for i in range(2):
+        clean = blocks(i)
+        record = write_pair(tmp_path, f"m{i}", clean + white(50 + i, (96, 128)), clean + white(80 + i, (96, 128)))
+        pairs.append(pair.load_pair(record))
+        truths.append((clean - pairs[-1].record["a"]["offset"]) / pairs[-1].record["a"]["scale"])
+    tuned = filters_nlm.tune(pairs[:1])
+    one, truth = pairs[1], truths[1]
+
+    def error(image):
+        return np.square(image - truth).mean()
+
+    mine = error(filters.apply(tuned, one.a, "a"))
+    sigma = np.sqrt(one.noise_var[0])
+    shape = tuned["patch"], tuned["distance"]
+    best = min(error(filters_nlm.denoise(one.a, *shape, s, sigma)) for s in np.geomspace(0.1, 3, 12))
+    assert mine < 1.05 * best
+    gaussian = filters.tune("gaussian", filters.ring_powers(pairs[:1]))
+    assert mine < 0.95 * error(filters.apply(gaussian, one.a, "a")) < 0.5 * error(one.a)
+    # The whole exposure has half the noise of a half, and its filter knows.
+    assert tuned["sigma"]["full"] == pytest.approx(tuned["sigma"]["a"] / np.sqrt(2), rel=1e-3)
+    assert error(filters.apply(tuned, one.full, "full")) < mine
+
+
+def test_the_commands_run_non_local_means_and_say_what_it_cost(tmp_path):
+    clean = blocks(1)
+    record = write_pair(tmp_path, "m", clean + white(2, (96, 128)), clean + white(3, (96, 128)))
+    assert command("tune-filter", "--method", "nlm", "--halves", record, "--filter", tmp_path / "f.json") == 0
+    words = ["filter-micrograph", "--filter", tmp_path / "f.json", "--halves", record, "--out", tmp_path / "out"]
+    assert command(*words) == 0
+    halves = pair.load_pair(record)
+    found = pair.read_estimates(halves, tmp_path / "out")
+    tuned = json.loads((tmp_path / "f.json").read_text())
+    np.testing.assert_allclose(found["b"], filters.apply(tuned, halves.b, "b"), atol=1e-4)
+    assert found["noise"].std() < 0.5 * halves.noise.std()
+    cost = json.loads((tmp_path / "out/m.json").read_text())
+    assert cost["images"] == 4 and cost["seconds_per_image"] > 0 and cost["gpu_memory_GB"] is None
 
 
 def test_what_is_no_tuned_filter_is_refused(tmp_path, cryon2n):

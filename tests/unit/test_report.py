@@ -14,7 +14,20 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from cryon2n import compare, figures, files, filters, mrcio, pair, pooling, report, report_tables
+from cryon2n import (
+    __version__,
+    compare,
+    compare_cost,
+    compare_doc,
+    figures,
+    files,
+    filters,
+    mrcio,
+    pair,
+    pooling,
+    report,
+    report_tables,
+)
 from cryon2n.errors import InputError
 
 SHAPE, PIXEL_SIZE, BIN = (128, 144), 2.0, 1
@@ -286,7 +299,7 @@ def test_optional_parts_are_told(pages):
     assert "σ, px: 4 on the whole exposure" in text
     for part in ("3.0e-07", "4.5e-06", "graph (CUDA graphs want a GPU)", "beyond tolerance: odd: loss"):
         assert part in text
-    assert "dataset: tiny" in text and f"cryon2n {report.__version__}" in text
+    assert "dataset: tiny" in text and f"cryon2n {__version__}" in text
 
 
 def test_without_truth_topaz_and_records(tmp_path):
@@ -433,3 +446,106 @@ def test_picture_shows_the_best_topaz_by_the_first_measure(study):
     picked = report.picked(table, {"psnr": column})
     assert picked == ["raw", "gaussian", "topaz-unet-small", "net<1>", "truth"]
     assert report.picked(table, {"umse": column})[2] == "topaz-unet"  # less is better there
+
+
+# ---------------------------------------------------------------------------- costs, methods from outside, the page
+
+
+COST = dict.fromkeys(compare_cost.COLUMNS, float("nan")) | {"device": "a chip", "Mpx": 0.0184, "micrographs": 3}
+
+
+def write_costs(results):
+    rows = [{**COST, "method": "raw"}, {**COST, "method": "net<1>", "seconds_per_image": 0.125}]
+    files.write_table(results / "cost.tsv", rows, compare_cost.COLUMNS)
+
+
+@pytest.fixture(scope="module")
+def outside(tmp_path_factory):
+    """A study of which one method, `topaz-unet`, has denoised the whole exposures alone; with costs."""
+    results, truth = make_study(tmp_path_factory.mktemp("outside"), denoisers())
+    folder = results / "denoised/topaz-unet"
+    for name in MICROGRAPHS:
+        for ending in ("", "_a", "_b", "_noise"):
+            (folder / f"{name}{ending}.mrc").unlink()
+    write_costs(results)
+    return results, truth
+
+
+def test_a_method_of_the_whole_exposure_alone_is_shown_by_it(outside):
+    results, truth = outside
+    first, second = report.build(config(), results, records(results), truth, "g.html")
+    page, album = Page(first), Page(second)
+    assert len(album.images) >= 3 * (4 + 1) and "Topaz unet, pretrained" in page.text
+    one = pair.load_pair(results / "halves/mic_1.json")
+    shown = pair.read_shown(one, results / "denoised/topaz-unet")
+    np.testing.assert_array_equal(shown, pair.read_estimates(one, results / "denoised/topaz-unet", ["full"])["full"])
+    # A mean that is missing although its halves are there is damage.
+    with pytest.raises(InputError, match=r"mic_1.mrc: no such file"):
+        (results / "denoised/gaussian/mic_1.mrc").rename(results / "away.mrc")
+        pair.read_shown(one, results / "denoised/gaussian")
+    (results / "away.mrc").rename(results / "denoised/gaussian/mic_1.mrc")
+
+
+def test_costs_stand_in_the_report_and_what_was_not_measured_is_a_dash(outside):
+    results, truth = outside
+    first, _ = report.build(config(), results, records(results), truth, "g.html")
+    part = first.split('<section id="cost">')[1].split("</section>")[0]
+    own = next(row for row in part.split("<tr>") if "net&lt;1&gt;" in row)
+    assert "<td>0.125</td>" in own and own.count('title="not measured"') == 7 and "a chip" in own
+
+
+def table_rows(text, first):
+    """The rows of the Markdown table whose first cell of the header is `first`: name to cells."""
+    lines = text.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {first} |"))
+    end = next(i for i, line in enumerate([*lines[start:], ""]) if not line.startswith("|")) + start
+    cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[start:end]]
+    return cells[0], {row[0]: row[1:] for row in cells[2:]}
+
+
+def test_the_page_of_the_comparison_holds_every_number_with_interval_n_and_definition(study, tmp_path, cryon2n):
+    results, _ = study
+    write_costs(results)
+    out = tmp_path / "docs/comparison.md"
+    cryon2n("compare-doc", "--results", results, "--out", out, "--figures", tmp_path / "docs/images")
+    (results / "cost.tsv").unlink()
+    text = out.read_text()
+    header, rows = table_rows(text, "method")
+    summary = pd.read_csv(results / "summary.tsv", sep="\t").set_index(["method", "estimator", "metric"])
+    for method, name in (("raw", "raw"), ("net<1>", "net<1> (ours)")):
+        for column, m in enumerate(report_tables.MEASURES):
+            row = summary.loc[method, m.estimator, m.metric]
+            keys = ("delta", "delta_low", "delta_high") if m.metric == "umse" else ("mean", "ci_low", "ci_high")
+            found = [float(x) for x in re.findall(r"-?[0-9.]+", rows[name][column].replace("−", "-"))]
+            half = (row[keys[2]] - row[keys[1]]) / 2
+            assert found == pytest.approx([row[k] for k in keys], abs=max(half, 10.0**-m.digits)), m.metric
+            assert f"metrics.md#{m.metric}" in header[column + 1]
+        assert rows[name][-1] == "3"
+    assert rows["Topaz unet, pretrained"][3] == "0 (the reference)"
+    for anchor in re.findall(r"metrics.md#([a-z_A-Z]+)", text):
+        assert f'<a id="{anchor}"></a>' in DOCS.read_text(), anchor
+    # The plan's figures beside what was measured, and how Topaz ran.
+    _, plan = table_rows(text.split("## The plan's figures")[1], "method")
+    assert plan["*quoted for Topaz*"][:2] == ["*20 to 21*", "*0.82 to 0.87*"]
+    psnr, ssim = (summary["mean"]["net<1>", "mean", m] for m in ("psnr", "ssim"))
+    over = " / ".join("yes" if x > least else "no" for x, least in ((psnr, 21), (ssim, 0.85)))
+    assert plan["net<1> (ours)"][4:] == [over, "3"]
+    assert "No published PSNR or SSIM of Topaz-Denoise could be found" in text
+    assert f"`{'feed' * 16}`" in text and "`--model` is ignored" in text
+    assert "| net<1> (ours) | 0.125 | a chip |" in text and "| raw | not measured | a chip |" in text
+    for path in re.findall(r"!\[.*\]\((.*)\)", text):
+        assert (out.parent / path).read_text().rstrip().endswith("</svg>")
+
+
+def test_two_data_sets_make_one_page_and_their_figures_do_not_collide(study, outside, tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    for target, (results, _) in ((one, study), (other, outside)):
+        target.mkdir()
+        for name in ("summary.tsv", "metrics.tsv", "curves.tsv"):
+            shutil.copy(results / name, target)
+    sets = [compare_doc.read_data_set(folder, ["net<1>"], None, 200) for folder in (one, other)]
+    compare_doc.write_page(sets, tmp_path / "page.md", "metrics.md", tmp_path, "test")
+    text = (tmp_path / "page.md").read_text()
+    assert "## one" in text and "## other" in text and "\n\n\n" not in text and "Topaz was not run" in text
+    assert len(list(tmp_path.glob("*.svg"))) == 4
+    assert sets[0].tables.reference == "topaz-unet"  # found in the summary

@@ -16,7 +16,11 @@ from cryon2n.topaz import METHODS, TopazTrainSettings, denoise_images
 from cryon2n.topaz_run import TopazRun
 
 SCRIPT = Path(__file__).parents[2] / "envs" / "topaz.sh"
-WEIGHTS = {"unet": "unet_L2_v0.2.2.sav", "unet-small": "unet_small_L1_v0.2.2.sav"}
+WEIGHTS = {
+    "unet": "unet_L2_v0.2.2.sav",
+    "unet-small": "unet_small_L1_v0.2.2.sav",
+    "affine": "affine_L1_v0.2.2.sav",
+}
 
 # Stands in for the environment's Python.  It reads its behaviour from FAKE_TOPAZ and speaks as Topaz 0.3.20
 # does: the device line, the weights' line, losses that end with a carriage return.
@@ -120,6 +124,25 @@ def write_pair(directory, name="m1", shape=(48, 40), valid=None, seed=0, noise=0
         mrcio.write_mrc(directory / f"{name}_{side}.mrc", (x * unit["scale"] + unit["offset"]).astype(np.float32), 1.5)
     files.write_json(directory / f"{name}.json", record)
     return directory / f"{name}.json", pair.load_pair(directory / f"{name}.json")
+
+
+@pytest.mark.parametrize(("method", "words"), [("topaz-unet-p192", "unet 192"), ("topaz-affine", "affine 500")])
+def test_a_method_is_a_network_and_its_padding(fake, tmp_path, cryon2n, method, words):
+    path, _ = write_pair(tmp_path)
+    cryon2n(*denoise_args(fake, path, tmp_path / "out", method, "--device", "cpu"))
+    argv = files.read_json(fake / "seen.json")["argv"]
+    arch, padding = words.split()
+    assert (argv[argv.index("--arch") + 1], argv[argv.index("--patch-padding") + 1]) == (arch, padding)
+    assert files.read_json(tmp_path / "out/m1.json")["weights"]["sha256"] == f"sha of {arch}"
+
+
+def test_an_environment_that_lacks_the_weights_says_what_to_do(fake, tmp_path, cryon2n):
+    path, _ = write_pair(tmp_path)
+    ready = files.read_json(fake / "ready.json")
+    del ready["weights"]["affine"]
+    files.write_json(fake / "ready.json", ready)
+    done = cryon2n(*denoise_args(fake, path, tmp_path / "out", "topaz-affine"), check=False)
+    assert done.returncode == 2 and "build it again with envs/topaz.sh" in done.stderr
 
 
 def denoise_args(env, record, out, method="topaz-unet", *more):
@@ -338,13 +361,15 @@ def test_real_pretrained_networks(real):
     clean = blobs((256, 256), 1)
     noisy = clean + 2 * np.random.default_rng(2).normal(size=clean.shape).astype(np.float32)
     images = {"plain": noisy, "scaled": 7 * noisy + 100}
-    results = {m: denoise_images(real, images, m, device="cpu", threads=2)[0] for m in list(METHODS)[:2]}
+    pretrained = [m for m in METHODS if m != "topaz-trained"]
+    results = {m: denoise_images(real, images, m, device="cpu", threads=2)[0] for m in pretrained}
     for found in results.values():
         # The noise has variance 4 around the clean image.
         assert np.mean((found["plain"] - clean) ** 2) < 1
         np.testing.assert_allclose(found["scaled"], 7 * found["plain"] + 100, atol=0.01)
-    unet, small = (found["plain"] for found in results.values())
-    assert np.abs(unet - small).max() > 0.01
+    unet, padded, small, affine = (found["plain"] for found in results.values())
+    np.testing.assert_array_equal(unet, padded)  # an image of one tile has no padding
+    assert min(np.abs(x - y).max() for x, y in ((unet, small), (unet, affine), (small, affine))) > 0.01
 
 
 def test_real_training_changes_the_network(real, tmp_path, cryon2n):

@@ -4,7 +4,9 @@ Every test works in a copy of the tree, so that it may edit and break it.
 """
 
 import functools
+import hashlib
 import http.server
+import json
 import os
 import re
 import shutil
@@ -13,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 from pathlib import Path
 
 import mrcfile
@@ -81,7 +84,17 @@ def built(tmp_path_factory):
 
 def test_every_method_has_every_metric(built):
     summary = pd.read_csv(built / "results/tiny/summary.tsv", sep="\t")
-    methods = ["raw", "lowpass", "gaussian", "wiener", "topaz-unet", "topaz-unet-small", "topaz-trained", "cryon2n"]
+    methods = [
+        "raw",
+        "lowpass",
+        "gaussian",
+        "wiener",
+        "nlm",
+        "topaz-unet",
+        "topaz-unet-small",
+        "topaz-trained",
+        "cryon2n",
+    ]
     assert sorted(summary["method"].unique()) == sorted(methods)
     per_method = summary.groupby("method")[["estimator", "metric"]].apply(
         lambda x: set(map(tuple, x.itertuples(index=False)))
@@ -114,6 +127,19 @@ def test_report_and_gallery_are_whole_pages(built):
         assert text.rstrip().endswith("</html>") and "data:image" in text
 
 
+def test_the_panel_and_picking_have_every_method(built):
+    panel = pd.read_csv(built / "results/tiny/panel.tsv", sep="\t", keep_default_na=False)
+    found = panel[panel["finding"] != ""].groupby("method")["finding"].agg(set)
+    assert panel["method"].nunique() == 9 and "copies-input" in found["raw"]
+    linear = panel[(panel["metric"] == "noise_excess") & panel["method"].isin(["raw", "lowpass", "gaussian", "wiener"])]
+    assert (abs(linear["value"].astype(float) - 1) < 0.1).all()
+    picking = pd.read_csv(built / "results/tiny/picking.tsv", sep="\t")
+    assert picking.groupby("picker")["method"].nunique().to_dict() == {"blobs": 9, "topaz": 9}
+    assert (picking["value"].between(0, 1) | picking["value"].isna()).all()
+    report = (built / "results/tiny/report.html").read_text()
+    assert "What the methods invent" in report and "Are particles found in it?" in report
+
+
 def test_nothing_is_left_half_written(built):
     ours = [p for part in ("data/tiny", "results/tiny") for p in (built / part).rglob("*")]
     assert len(ours) > 100
@@ -140,6 +166,22 @@ def test_a_comment_in_a_module_reruns_nothing(built):
         path.write_text(text)
 
 
+# What follows whenever the scores change, and when the denoised micrographs change.
+RECORD = {"write_crate": 1, "all": 1}
+PAGES = {"write_report": 1, "compare_doc": 1, **RECORD}
+AFTER_SCORES = {"summarise": 1, "write_panel": 1, "pick_topaz": 1, "score_picking": 1, **PAGES}
+AFTER_DENOISING = {"write_cost": 1, **AFTER_SCORES}
+
+
+def scored(n: int) -> dict[str, int]:
+    """Give the jobs that score n methods."""
+    return {"score_method": n, "probe_method": n}
+
+
+# Two test micrographs, and two probes of the first of them, are denoised with each method.
+PROBES_DENOISED = {"denoise_micrograph": 2, "filter_micrograph": 10, "denoise_topaz": 6}
+
+
 @pytest.mark.parametrize(
     ("module", "old", "new", "jobs"),
     [
@@ -147,22 +189,19 @@ def test_a_comment_in_a_module_reruns_nothing(built):
             "unet.py",
             "0.1",
             "0.2",
-            {
-                **{"train_unet": 1, "verify": 1, "denoise_micrograph": 2, "score_method": 1},
-                **{"summarise": 1, "write_report": 1, "all": 1},
-            },
+            {"train_unet": 1, "verify": 1, "denoise_micrograph": 4, **scored(1), **AFTER_DENOISING},
         ),
         (
             "filters.py",
             "0.5 * (1 + np.cos",
             "0.50 * (1 + np.cos",
-            {"tune_filter": 4, "filter_micrograph": 8, "score_method": 4, "summarise": 1, "write_report": 1, "all": 1},
+            {"tune_filter": 5, "filter_micrograph": 20, **scored(5), **AFTER_DENOISING},
         ),
         (
             "topaz.py",
             "import argparse",
             "import argparse as argparse",
-            {"train_topaz": 1, "denoise_topaz": 6, "score_method": 3, "summarise": 1, "write_report": 1, "all": 1},
+            {"train_topaz": 1, "denoise_topaz": 12, **scored(3), **AFTER_DENOISING},
         ),
         (
             "mrcio.py",
@@ -177,13 +216,31 @@ def test_a_comment_in_a_module_reruns_nothing(built):
                     "plot_halves": 6,
                     "plan": 1,
                 },
-                **{"write_shards": 1, "train_unet": 1, "train_topaz": 1, "tune_filter": 4, "filter_micrograph": 8},
-                **{"verify": 1, "denoise_micrograph": 2, "denoise_topaz": 6, "score_method": 8, "summarise": 1},
-                **{"write_report": 1, "all": 1},
+                **{"write_shards": 1, "train_unet": 1, "train_topaz": 1, "tune_filter": 5, "filter_micrograph": 20},
+                **{"verify": 1, "denoise_micrograph": 4, "denoise_topaz": 12, "write_probes": 1, **scored(9)},
+                **AFTER_DENOISING,
             },
         ),
-        ("metrics.py", "1.5", "1.6", {"score_method": 8, "summarise": 1, "write_report": 1, "all": 1}),
-        ("report.py", "import argparse", "import argparse as argparse", {"write_report": 1, "all": 1}),
+        (
+            "metrics.py",
+            "1.5",
+            "1.6",
+            {"write_probes": 1, **PROBES_DENOISED, **scored(9), **AFTER_SCORES},
+        ),
+        (
+            "hallucination_lights.py",
+            "WITHIN = 0.05",
+            "WITHIN = 0.06",
+            {"write_panel": 1, "write_report": 1, **RECORD},
+        ),
+        ("compare_cost.py", "import argparse", "import argparse as argparse", {"write_cost": 1, **PAGES}),
+        (
+            "report.py",
+            "import argparse",
+            "import argparse as argparse",
+            {"write_report": 1, "write_crate": 1, "all": 1},
+        ),
+        ("crate.py", "import argparse", "import argparse as argparse", RECORD),
     ],
 )
 def test_editing_a_module_reruns_exactly_what_depends_on_it(built, module, old, new, jobs):
@@ -214,7 +271,7 @@ def test_the_study_plans_without_a_network(tmp_path):
     """The dry run of the full study: the whole graph from the committed sheet."""
     jobs = planned(snakemake(copy_tree(tmp_path), "-n", configfile="config/config.yaml"))
     assert jobs["fetch_movie"] == jobs["split_halves"] == 14
-    assert jobs["denoise_topaz"] == 9 and jobs["fetch_reference"] == 2
+    assert jobs["denoise_topaz"] == 20 and jobs["fetch_reference"] == 2  # 4 rows; 3 test micrographs, 2 probes
 
 
 def test_asking_for_more_movies_than_the_sheet_lists_says_how_to_get_them(tmp_path):
@@ -234,6 +291,10 @@ def test_asking_for_more_movies_than_the_sheet_lists_says_how_to_get_them(tmp_pa
         ({"shards__pach": 128}, "pach"),
         ({"compare__methods": ["raw", "topas"]}, "topas"),
         ({"compare__reference": "topas"}, "topas"),
+        ({"compare__outside": {"raw": {"folder": "x"}}}, "raw is the name of another method"),
+        ({"compare__outside": {"x": {"command": "prog {input}"}}}, "{output} is missing"),
+        ({"compare__outside": {"x": {"folder": "no/such"}}}, "no/such: no such folder"),
+        ({"compare__outside": {"x": {"folder": "x", "command": "prog {input} {output}"}}}, "outside"),
         ({"split__val": 0}, "0"),
         ({"split__test": ["phantom_0099"]}, "phantom_0099"),
         ({"source__kind": "phantoms"}, "phantoms"),
@@ -292,6 +353,58 @@ def test_a_machine_without_gpus_runs_gpu_rules(built):
     assert planned(done)["train_unet"] == 1
     done = snakemake(built, "--resources", "gpu=0", "--forcerun", "tune_filter", "denoise_micrograph")
     assert "denoise-micrograph" in done.stdout + done.stderr
+
+
+def test_methods_from_outside_stand_beside_the_others(built, tmp_path):
+    """A folder of whole exposures alone, and a program that is run: to the report, in a copy without Topaz."""
+    tree = tmp_path / "tree"
+    shutil.copytree(built, tree, ignore=shutil.ignore_patterns("topaz-env"), symlinks=True)
+    theirs = tree / "theirs"
+    theirs.mkdir()
+    for path in (tree / "results/tiny/denoised/gaussian").glob("*_full.mrc"):
+        shutil.copy(path, theirs / path.name.replace("_full", ""))
+    program = tree / "same.py"
+    program.write_text("import shutil, sys; shutil.copy(sys.argv[1], sys.argv[2])")
+    outside = {"theirs": {"folder": "theirs"}, "same": {"command": f"{sys.executable} {program} {{input}} {{output}}"}}
+    part = {"methods": ["raw", "gaussian", "cryon2n"], "reference": "gaussian", "bootstrap": 200, "outside": outside}
+    name = change_config(tree, "outside.yaml", compare=part)
+    snakemake(tree, configfile=name)
+    known = pd.read_csv(tree / "results/tiny/summary.tsv", sep="\t").set_index(["method", "estimator", "metric"])[
+        "mean"
+    ]
+    for estimator, metric in (("full", "psnr"), ("full", "ssim")):
+        assert known["theirs", estimator, metric] == pytest.approx(known["gaussian", estimator, metric], rel=1e-5)
+    assert np.isnan(known["theirs", "half", "umse"]) and np.isnan(known["theirs", "mean", "psnr"])
+    for estimator, metric in (("half", "umse"), ("half", "cross_frc"), ("full", "noise_power_ratio"), ("mean", "psnr")):
+        assert known["same", estimator, metric] == pytest.approx(known["raw", estimator, metric], rel=1e-3)
+    page = (tree / "results/tiny/comparison.md").read_text()
+    assert "| theirs |" in page and "| same |" in page
+    assert planned(snakemake(tree, "-n", configfile=name)) == {}
+    # Another result in the folder is another method.
+    (first := sorted(theirs.iterdir())[0]).write_bytes(sorted(theirs.iterdir())[1].read_bytes())
+    assert planned(snakemake(tree, "-n", configfile=name)) == {
+        "denoise_outside": 1,
+        "score_method": 1,
+        **AFTER_DENOISING,
+    }
+    first.unlink()
+    target = f"results/tiny/denoised/theirs/{first.stem}.json"
+    (tree / target).unlink()
+    done = snakemake(tree, "-n", target, check=False, configfile=name)
+    assert done.returncode != 0 and f"holds nothing of micrograph {first.stem}" in done.stdout + done.stderr
+
+
+def test_the_record_of_the_run_names_every_file_with_its_hash(built):
+    crate = json.loads((built / "results/tiny/ro-crate-metadata.json").read_text())
+    entities = {entity["@id"]: entity for entity in crate["@graph"]}
+    data = {urllib.parse.unquote(i): e for i, e in entities.items() if e["@type"] == "File"}
+    for name in ("report.html", "summary.tsv", "cost.tsv", "comparison.md", "models/cryon2n/weights.safetensors"):
+        assert data[name]["sha256"] == hashlib.sha256((built / "results/tiny" / name).read_bytes()).hexdigest()
+    movies = {e["name"]: e["sha256"] for i, e in entities.items() if i.startswith("#input/")}
+    for path in (built / "data/tiny/raw").glob("*.mrc"):
+        assert movies[path.name] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert entities["#seed/source.phantom.seed"]["value"] == 10025
+    assert entities["#software/topaz-unet"]["softwareVersion"] == "0.3.20"
 
 
 def test_real_pairs_of_apoferritin(built, tmp_path):

@@ -9,14 +9,14 @@ from pathlib import Path
 SOURCE = Path(workflow.basedir) / "src"
 sys.path.insert(0, str(SOURCE))
 
-from cryon2n import pair
+from cryon2n import outside, pair, probes
 from cryon2n import plan as planning
 from cryon2n.codeversion import code_version
 from cryon2n.errors import InputError
 from cryon2n.methods import FILTERS, TOPAZ
 from cryon2n.movie_header import MOVIE_ENDINGS
 from cryon2n.shards_bad import find_masks
-from cryon2n.study import REFERENCE_ENDING, read_study
+from cryon2n.study import REFERENCE_ENDING, all_methods, read_study
 
 # The commands run this checkout's code with the Python that runs Snakemake (under --sdm conda, with the
 # environment's).  Snakemake formats the prefix, hence {{ }}.
@@ -34,8 +34,14 @@ STUDY = read_study(config)
 MICROGRAPHS = list(STUDY.micrographs)
 SPLIT = STUDY.split
 MODELS = list(config["models"])
-METHODS = config["compare"]["methods"]
-ESTIMATES = [f"{ending}.mrc" for ending in (pair.MEAN_ENDING, *(ending for _, ending in pair.INPUTS.values()))]
+METHODS = all_methods(config)
+OUTSIDE = config["compare"]["outside"]
+# Of so many test micrographs probes are made, which every method denoises like the rest (rules/panel.smk).
+PANEL = SPLIT["test"][: config["compare"]["panel"]["micrographs"]]
+PROBES = [f"{mic}-{kind}" for mic in PANEL for kind in (probes.INJECTED, probes.SCRAMBLED)]
+# Picking wants to know where particles are.
+PICKING = KIND == "phantom" or bool(config["compare"]["labels"])
+ESTIMATES = [f"{ending}.mrc" for _, ending in pair.estimate_files(pair.INPUTS).values()]
 # A job on the CPU takes no GPU; otherwise every job that can use one takes one.
 GPU = 0 if config["compute"]["device"] == "cpu" else 1
 DEVICE = config["compute"]["device"]
@@ -43,7 +49,7 @@ DEVICE = config["compute"]["device"]
 
 wildcard_constraints:
     dataset=re.escape(DATASET),
-    mic="|".join(map(re.escape, MICROGRAPHS)),
+    mic="|".join(map(re.escape, MICROGRAPHS + PROBES)),
     method="|".join(map(re.escape, METHODS + MODELS)),
     model="|".join(map(re.escape, MODELS)),
     ending="|".join(map(re.escape, MOVIE_ENDINGS)),
@@ -59,6 +65,11 @@ def settings(*path):
     return json.dumps(part, sort_keys=True)
 
 
+def whole_config(wildcards):
+    """Give the config as JSON.  A function, since text in params is searched for wildcards: a command holds {input}."""
+    return json.dumps(config, sort_keys=True)
+
+
 def records(split):
     """Give the records of the halves of a split (train, val, test)."""
     return [f"results/{DATASET}/halves/{mic}.json" for mic in SPLIT[split]]
@@ -67,6 +78,23 @@ def records(split):
 def halves_of(split):
     """Give the halves themselves, which the commands find beside their records."""
     return [f"results/{DATASET}/halves/{mic}_{side}.mrc" for mic in SPLIT[split] for side in "ab"]
+
+
+def record_of(wildcards):
+    """Give the record of a micrograph's halves, or of a probe."""
+    folder = "probes" if wildcards.mic in PROBES else "halves"
+    return f"results/{wildcards.dataset}/{folder}/{wildcards.mic}.json"
+
+
+def sides_of(wildcards):
+    """Give the halves themselves of a micrograph or a probe."""
+    stem = record_of(wildcards).removesuffix(".json")
+    return [f"{stem}_{side}.mrc" for side in "ab"]
+
+
+def takes_probes(method):
+    """Tell whether a method can denoise probes: a folder from outside holds what it holds."""
+    return "folder" not in OUTSIDE.get(method, {})
 
 
 def masks(split):
@@ -82,11 +110,38 @@ def masks(split):
 
 def estimates(methods, micrographs):
     """Give the files that methods make of micrographs."""
+    # What a method from outside makes is not known to its rule: it declares its record, written last.
     return [
         f"results/{DATASET}/denoised/{method}/{mic}{ending}"
         for method in methods
         for mic in micrographs
-        for ending in ESTIMATES
+        for ending in ([".json"] if method in OUTSIDE else ESTIMATES)
+    ]
+
+
+def outside_files(method, micrographs):
+    """Give what the folder of a method from outside holds of micrographs: by micrograph and input."""
+    folder = OUTSIDE[method].get("folder")
+    if folder is None:
+        return {mic: dict.fromkeys(pair.INPUTS) for mic in micrographs}
+    try:
+        return outside.find_results(folder, micrographs)
+    except InputError as error:
+        raise WorkflowError(f"config: compare: outside: {method}: {error}") from None
+
+
+def inputs_of(method):
+    """Give the names of the images that a method has denoised."""
+    if method not in OUTSIDE:
+        return list(pair.INPUTS)
+    return list(next(iter(outside_files(method, SPLIT["test"]).values())))
+
+
+def finished():
+    """Give what a whole run ends with; the record of the run (write_crate) comes after all of it."""
+    return [
+        *(f"results/{DATASET}/{name}" for name in ("report.html", "comparison.md")),
+        *(f"results/{DATASET}/halves/qc/{mic}.png" for mic in MICROGRAPHS),
     ]
 
 

@@ -4,17 +4,18 @@ Denoised micrographs, one folder per method.
 REQUIRED INPUTS
     results/{dataset}/halves/{mic}.json, and what the method needs: weights, a tuned filter, Topaz
 OUTPUTS
-    results/{dataset}/denoised/{method}/{mic}.mrc, {mic}_a.mrc, {mic}_b.mrc, {mic}_full.mrc, {mic}_noise.mrc
+    results/{dataset}/denoised/{method}/{mic}.mrc, {mic}_a.mrc, {mic}_b.mrc, {mic}_full.mrc, {mic}_noise.mrc,
+    {mic}.json (how, and what it cost)
 """
 
 
 rule denoise_micrograph:
     input:
         weights="results/{dataset}/models/{method}/weights.safetensors",
-        record="results/{dataset}/halves/{mic}.json",
-        halves=multiext("results/{dataset}/halves/{mic}", "_a.mrc", "_b.mrc"),
+        record=record_of,
+        halves=sides_of,
     output:
-        multiext("results/{dataset}/denoised/{method}/{mic}", *ESTIMATES),
+        multiext("results/{dataset}/denoised/{method}/{mic}", *ESTIMATES, ".json"),
     log:
         "logs/denoise_micrograph/{dataset}/{method}/{mic}.log",
     benchmark:
@@ -33,12 +34,11 @@ rule denoise_micrograph:
         device=DEVICE,
         code=code_version(
             "denoise.py",
+            "denoise_tiles.py",
             "unet.py",
             "topaz_shape.py",
             "device.py",
             "pair.py",
-            "halves.py",
-            "fourier.py",
             "mrcio.py",
         ),
     shell:
@@ -65,7 +65,7 @@ rule tune_filter:
         mem="4GB",
         runtime="30m",
     params:
-        code=code_version("filters.py", "fourier.py", "pair.py", "mrcio.py"),
+        code=code_version("filters.py", "filters_nlm.py", "fourier.py", "half_errors.py", "pair.py", "mrcio.py"),
     shell:
         "cryon2n tune-filter --method {wildcards.method} --halves {input.records:q} --filter {output.filter:q} "
         "--excluded {input.excluded:q} "
@@ -75,12 +75,14 @@ rule tune_filter:
 rule filter_micrograph:
     input:
         filter="results/{dataset}/models/{method}/filter.json",
-        record="results/{dataset}/halves/{mic}.json",
-        halves=multiext("results/{dataset}/halves/{mic}", "_a.mrc", "_b.mrc"),
+        record=record_of,
+        halves=sides_of,
     output:
-        multiext("results/{dataset}/denoised/{method}/{mic}", *ESTIMATES),
+        multiext("results/{dataset}/denoised/{method}/{mic}", *ESTIMATES, ".json"),
     log:
         "logs/filter_micrograph/{dataset}/{method}/{mic}.log",
+    benchmark:
+        "benchmarks/jobs/filter_micrograph/{dataset}/{method}/{mic}.tsv"
     wildcard_constraints:
         method="|".join(FILTERS),
     conda:
@@ -91,7 +93,7 @@ rule filter_micrograph:
         runtime="10m",
     params:
         directory=subpath(output[0], parent=True),
-        code=code_version("filters.py", "fourier.py", "pair.py", "mrcio.py"),
+        code=code_version("filters.py", "filters_nlm.py", "fourier.py", "half_errors.py", "pair.py", "mrcio.py"),
     shell:
         "cryon2n filter-micrograph --filter {input.filter:q} --halves {input.record:q} --out {params.directory:q} "
         "2>&1 | tee {log:q}"
@@ -100,8 +102,8 @@ rule filter_micrograph:
 rule denoise_topaz:
     input:
         env="results/topaz-env/ready.json",
-        record="results/{dataset}/halves/{mic}.json",
-        halves=multiext("results/{dataset}/halves/{mic}", "_a.mrc", "_b.mrc"),
+        record=record_of,
+        halves=sides_of,
         model=branch(
             lambda wildcards: wildcards.method == "topaz-trained",
             then="results/{dataset}/models/topaz-trained/weights.sav",
@@ -130,3 +132,36 @@ rule denoise_topaz:
     shell:
         "cryon2n denoise-topaz --env {params.env:q} --method {wildcards.method} {params.model} --halves {input.record:q} "
         "--out {params.directory:q} --device {params.device} --threads {threads} 2>&1 | tee {log:q}"
+
+
+if OUTSIDE:
+
+    rule denoise_outside:
+        input:
+            record=record_of,
+            halves=sides_of,
+            found=lambda wildcards: list(
+                filter(None, outside_files(wildcards.method, [wildcards.mic])[wildcards.mic].values())
+            ),
+        output:
+            record="results/{dataset}/denoised/{method}/{mic}.json",
+        log:
+            "logs/denoise_outside/{dataset}/{method}/{mic}.log",
+        benchmark:
+            "benchmarks/jobs/denoise_outside/{dataset}/{method}/{mic}.tsv"
+        wildcard_constraints:
+            method="|".join(map(re.escape, OUTSIDE)),
+        conda:
+            "../../envs/cryon2n.yaml"
+        threads: 2
+        resources:
+            gpu=lambda wildcards: GPU if "command" in OUTSIDE[wildcards.method] else 0,
+            mem="16GB",
+            runtime="2h",
+        params:
+            directory=subpath(output.record, parent=True),
+            source=lambda wildcards: next(f"--{k}={v}" for k, v in OUTSIDE[wildcards.method].items()),
+            code=code_version("outside.py", "pair.py", "mrcio.py"),
+        shell:
+            "cryon2n denoise-outside --method {wildcards.method} {params.source:q} --halves {input.record:q} "
+            "--out {params.directory:q} 2>&1 | tee {log:q}"

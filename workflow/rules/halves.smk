@@ -98,6 +98,7 @@ else:
                 "mrcio.py",
                 "pair.py",
                 "references.py",
+                "repair.py",
                 "tiff_header.py",
                 "warp.py",
             ),

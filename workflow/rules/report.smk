@@ -4,7 +4,7 @@ The plan before, the report after.
 REQUIRED INPUTS
     tables, halves and denoised test micrographs
 OUTPUTS
-    results/{dataset}/plan.txt, report.html, gallery/index.html
+    results/{dataset}/plan.txt, report.html, gallery/index.html, comparison.md, ro-crate-metadata.json
 """
 
 
@@ -18,7 +18,7 @@ rule plan:
         "../../envs/cryon2n.yaml"
     threads: 1
     params:
-        config=json.dumps(config, sort_keys=True),
+        config=whole_config,
         code=code_version(
             "plan.py",
             "device.py",
@@ -34,6 +34,7 @@ rule plan:
             "movie_header.py",
             "movie_sheet.py",
             "names.py",
+            "outside.py",
             "pair.py",
             "pair_sheet.py",
             "phantom.py",
@@ -60,6 +61,9 @@ rule write_report:
         summary="results/{dataset}/summary.tsv",
         metrics="results/{dataset}/metrics.tsv",
         curves="results/{dataset}/curves.tsv",
+        cost="results/{dataset}/cost.tsv",
+        panel="results/{dataset}/panel.tsv" if PANEL else [],
+        picking=multiext("results/{dataset}/picking", ".tsv", "_curves.tsv") if PICKING else [],
         training=collect("results/{{dataset}}/models/{model}/metrics.json", model=MODELS),
         forms=collect("results/{{dataset}}/models/{model}/forms.tsv", model=MODELS),
         history=collect("results/{{dataset}}/models/{model}/log.csv", model=MODELS),
@@ -81,25 +85,102 @@ rule write_report:
         mem="8GB",
         runtime="30m",
     params:
-        config=json.dumps(config, sort_keys=True),
+        config=whole_config,
         results=subpath(output.report, parent=True),
         truth=f"--truth data/{DATASET}/truth" if KIND == "phantom" else "",
         code=code_version(
             "report.py",
             "audit_rules.py",
             "compare.py",
+            "compare_cost.py",
+            "compare_figures.py",
             "figures.py",
             "filters.py",
+            "filters_nlm.py",
             "fourier.py",
             "metrics.py",
+            "hallucination.py",
+            "hallucination_lights.py",
             "half_errors.py",
             "pair.py",
             "pair_sheet.py",
+            "particles.py",
+            "picking.py",
+            "picking_score.py",
             "pooling.py",
+            "report_panel.py",
             "report_tables.py",
             "report_training.py",
+            "software.py",
             "mrcio.py",
         ),
     shell:
         "cryon2n write-report --config-json {params.config:q} --results {params.results:q} --test {input.records:q} "
         "{params.truth} --report {output.report:q} --gallery {output.gallery:q} 2>&1 | tee {log:q}"
+
+
+rule compare_doc:
+    input:
+        summary="results/{dataset}/summary.tsv",
+        metrics="results/{dataset}/metrics.tsv",
+        curves="results/{dataset}/curves.tsv",
+        cost="results/{dataset}/cost.tsv",
+        denoised=estimates(METHODS, SPLIT["test"]),
+        template="src/cryon2n/templates/comparison.md",
+    output:
+        page="results/{dataset}/comparison.md",
+        intervals="results/{dataset}/figures/intervals.svg",
+        curves="results/{dataset}/figures/cross_frc.svg",
+    log:
+        "logs/compare_doc/{dataset}.log",
+    conda:
+        "../../envs/cryon2n.yaml"
+    threads: 1
+    resources:
+        mem="2GB",
+        runtime="10m",
+    params:
+        results=subpath(output.page, parent=True),
+        figures=subpath(output.curves, parent=True),
+        models=MODELS,
+        reference=config["compare"]["reference"],
+        bootstrap=config["compare"]["bootstrap"],
+        code=code_version(
+            "compare_doc.py",
+            "compare_cost.py",
+            "compare_figures.py",
+            "figures.py",
+            "fourier.py",
+            "half_errors.py",
+            "metrics.py",
+            "pooling.py",
+            "report_tables.py",
+        ),
+    shell:
+        "cryon2n compare-doc --results {params.results:q} --ours {params.models} --reference {params.reference} "
+        "--bootstrap {params.bootstrap} --metrics-page ../../docs/metrics.md --figures {params.figures:q} "
+        "--out {output.page:q} 2>&1 | tee {log:q}"
+
+
+# What the record tells changes from run to run (date, machine), but nothing depends on it.
+rule write_crate:
+    input:
+        finished(),
+    output:
+        crate="results/{dataset}/ro-crate-metadata.json",
+    log:
+        "logs/write_crate/{dataset}.log",
+    conda:
+        "../../envs/cryon2n.yaml"
+    threads: 4
+    resources:
+        mem="2GB",
+        runtime="1h",
+    params:
+        config=whole_config,
+        results=subpath(output.crate, parent=True),
+        truth=f"--truth data/{DATASET}/truth" if KIND == "phantom" else "",
+        code=code_version("crate.py", "software.py"),
+    shell:
+        "cryon2n write-crate --config-json {params.config:q} --results {params.results:q} {params.truth} "
+        "--threads {threads} 2>&1 | tee {log:q}"
