@@ -138,7 +138,7 @@ class UNet(nn.Module):
 
 
 def low_pass(x: torch.Tensor, cell: int) -> torch.Tensor:
-    """Return the mean of (n, 1, h, w) over cells of ``cell × cell`` pixels, interpolated bilinearly; float32 or more."""
+    """Return the means over cells of ``cell × cell`` pixels, interpolated: (n, 1, h, w), float32 or more."""
     means = F.avg_pool2d(x.to(torch.promote_types(x.dtype, torch.float32)), cell)
     return F.interpolate(means, scale_factor=cell, mode="bilinear", align_corners=False)
 
