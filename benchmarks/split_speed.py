@@ -97,14 +97,16 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--size", type=int, nargs=2, default=simulated.SHAPE, metavar=("H", "W"))
     parser.add_argument("--frames", type=int, default=simulated.N_FRAMES)
-    parser.add_argument("--programs", nargs="+", default=list(programs.PROGRAMS), choices=list(programs.PROGRAMS))
+    names = list(programs.PROGRAMS)
+    parser.add_argument("--programs", nargs="+", choices=names, help="default: all; on a CPU none of several processes")
     parser.add_argument("--folder", type=Path, help="for movie and halves; default: one for temporary files")
     parser.add_argument("--out", type=Path, help="default: benchmarks/split-speed/DEVICE.tsv")
     args = parser.parse_args()
     log.set_stage("split-speed")
-    if args.movies < 2 or args.repeats < 1:
-        parser.error("--movies wants 2 or more, --repeats 1 or more")
+    if args.movies < 4 or args.repeats < 1:
+        parser.error("--movies wants 4 or more, --repeats 1 or more")
     where = str(device.choose(args.device))
+    args.programs = args.programs or [name for name in names if where != "cpu" or "processes" not in name]
     out = args.out or ROOT / "benchmarks" / "split-speed" / f"{where}.tsv"
     absent = {name: why for name in args.programs if (why := programs.why_absent(name))}
     wanted = [OURS, *(name for name in args.programs if name not in absent and name != OURS)]

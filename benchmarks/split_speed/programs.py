@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import mrcfile
@@ -94,23 +95,26 @@ def single(task: Task) -> Took:
     return Took(seconds, peak, {**laps, **rest})
 
 
-def many(task: Task) -> Took:
-    """All movies in one process; seconds are those from one record to the next.
+def many(task: Task, processes: int = 1) -> Took:
+    """All movies in one process, or some; seconds are those between records, without the first movie of each process.
 
-    Laps: how long each stage works on a movie (median without the first movie, which bears the start).
+    Laps: how long each stage works on a movie (median without the first ones, which bear the start).
     """
     folder = fresh(task.folder / "many")
-    where = ["--out-dir", folder / "out", "--summary", folder / "summary.json"]
+    where = ["--out-dir", folder / "out", "--summary", folder / "summary.json", "--processes", processes]
     _, peak = run([*_command(task), "--movie", *task.movies, *where], folder)
     summary = files.read_json(folder / "summary.json")
     about = sorted(summary["movies"].values(), key=lambda movie: movie["after_s"])
     ends = [movie["after_s"] for movie in about]
-    laps = {key[:-2]: float(np.median([movie[key] for movie in about[1:]])) for key in about[0] if key[-2:] == "_s"}
+    late = about[processes:]
+    laps = {key[:-2]: float(np.median([movie[key] for movie in late])) for key in about[0] if key[-2:] == "_s"}
     del laps["after"]
     laps |= {key: summary[key] for key in ("peak_gpu_memory_GB",) if key in summary}
     inner = [files.read_json(path)["seconds"] for path in (folder / "out").glob("*.json")]
     laps |= {f"split: {name}": float(np.median([one[name] for one in inner])) for name in inner[0]}
-    return Took((ends[-1] - ends[0]) / (len(ends) - 1), peak, laps)
+    # Of several processes only the first one's memory is seen from here; the summary has the sum.
+    peak = summary["peak_memory_GB"] if processes > 1 else peak
+    return Took((ends[-1] - ends[processes - 1]) / (len(ends) - processes), peak, laps)
 
 
 def bare(task: Task) -> Took:
@@ -154,6 +158,8 @@ def relion(task: Task) -> Took:
 PROGRAMS: dict[str, Callable[[Task], Took]] = {
     "cryon2n, a process per movie": single,
     "cryon2n, many movies": many,
+    "cryon2n, many movies, 2 processes": partial(many, processes=2),
+    "cryon2n, many movies, 3 processes": partial(many, processes=3),
     "bare reading and writing": bare,
     "RELION, own implementation": relion,
 }

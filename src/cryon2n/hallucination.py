@@ -33,7 +33,8 @@ GUARD = 3  # rings beyond the shell that are not looked at: a Hann window leaks 
 HANN_SHARE = 0.514**2  # of the bins under a Hann window, as many are independent (Welch 1967: (Σw²)²/Σw⁴ per axis)
 SOME = 0.01  # of an output's power must lie beyond the shell, or there is only what leaks from below
 OWN_SHARE = 0.1  # of the training particle's profile must be unlike the unknown molecule's to tell them apart
-SURROGATES, PLACINGS = 20, 50
+SURROGATES, RESAMPLES = 20, 200
+FEWEST = 3  # molecules, or particles, of which a mean profile is taken
 
 
 @dataclass(frozen=True)
@@ -290,19 +291,17 @@ def injected_kept(p: Powers, q: Powers, band: Band) -> Reading:
     return Reading(unknown / known, float(np.sqrt(variance)) / known)
 
 
-def radial_profile(image: np.ndarray, centres: np.ndarray, reach: int, region: Box) -> np.ndarray | None:
-    """Return the mean over places of an image's rotational average about them, shape (reach + 1,).
+def radial_profiles(image: np.ndarray, centres: np.ndarray, reach: int, region: Box) -> np.ndarray:
+    """Return the rotational averages of an image about places, shape (m, reach + 1).
 
-    Places (n, 2), (y, x), whose box is not within the region are left out; None if none is left.
+    Places (n, 2), (y, x), whose box is not within the region are left out.
     """
     places = np.rint(centres[picking.within(centres, region, reach + 1)]).astype(int)
-    if not len(places):
-        return None
     offsets = np.arange(-reach, reach + 1)
     boxes = image[places[:, 0, None, None] + offsets[:, None], places[:, 1, None, None] + offsets]
-    index = np.rint(np.hypot(offsets[:, None], offsets)).astype(int)
-    counts = np.bincount(index.ravel())[: reach + 1]
-    return np.bincount(index.ravel(), boxes.mean(axis=0, dtype=np.float64).ravel())[: reach + 1] / counts
+    index = np.rint(np.hypot(offsets[:, None], offsets)).astype(int).ravel()
+    rings = (index[:, None] == np.arange(reach + 1)).astype(np.float64)
+    return boxes.reshape(len(places), -1) @ (rings / rings.sum(axis=0))
 
 
 def filtered(image: np.ndarray, transfer: np.ndarray) -> np.ndarray:
@@ -312,7 +311,7 @@ def filtered(image: np.ndarray, transfer: np.ndarray) -> np.ndarray:
 
 
 def turned(
-    outputs: Sequence[np.ndarray],
+    output: np.ndarray,
     expected: np.ndarray,
     centres: np.ndarray,
     training: np.ndarray,
@@ -324,14 +323,13 @@ def turned(
     """How much of the training particle stands where an unknown molecule was put in: 0 none, 1 a whole one.
 
     Least squares of the mean rotational profile of the output about the unknown molecules on that of the molecules
-    as a linear filter would show them, that of the output about the known (training) particles, and a constant; the
-    coefficient of the second.  The error is its spread over random places in ``(f(a) - f(b)) / 2``, which holds the
-    noise of the mean and no molecule.
+    as a filter of rings would show them, that of the output about the known (training) particles, and a constant; the
+    coefficient of the second.  The error is its spread when molecules and particles are drawn anew, with replacement.
 
     Parameters
     ----------
-    outputs : two of ndarray, shape (h, w)
-        Made of the injected halves.
+    output : ndarray, shape (h, w)
+        Mean of what the method made of the injected halves.
     expected : ndarray, shape (h, w)
         What was put in, through the method's transfer of it by ring.
     centres : ndarray, shape (n, 2)
@@ -345,29 +343,35 @@ def turned(
     regions : two of two slices
         Valid regions of the injected and of the own micrograph.
     rng : numpy.random.Generator
+
+    Returns
+    -------
+    Reading
+        Not defined with fewer than three of either, or where the profiles of both are alike.
     """
     reach = int(np.ceil(1.5 * radius))
-    mean, difference = (outputs[0] + outputs[1]) / 2, (outputs[0] - outputs[1]) / 2
-    profile = radial_profile(mean, centres, reach, regions[0])
-    regressors = (
-        radial_profile(expected, centres, reach, regions[0]),
-        radial_profile(training, known, reach, regions[1]),
-    )
-    if profile is None or any(r is None or not np.ptp(r) > 0 for r in regressors):
+    seen, linear = (radial_profiles(image, centres, reach, regions[0]) for image in (output, expected))
+    particle = radial_profiles(training, known, reach, regions[1])
+    if min(len(seen), len(particle)) < FEWEST:
         return NOTHING
     weights = np.sqrt(np.maximum(np.arange(reach + 1), 0.5))  # a ring has as many pixels as it is long
-    design = np.stack([*regressors, np.ones(reach + 1)], axis=1) * weights[:, None]
-    others = design[:, [0, 2]]
-    left = design[:, 1] - others @ np.linalg.lstsq(others, design[:, 1])[0]
-    about_mean = design[:, 1] - weights * (weights @ design[:, 1]) / (weights @ weights)
-    if left @ left < OWN_SHARE * (about_mean @ about_mean):
+
+    def solve(molecules: np.ndarray, particles: np.ndarray) -> tuple[float, float]:
+        """Return the coefficient, and the share of the particle's profile that the others do not explain."""
+        ones = np.ones(reach + 1)
+        others = np.stack([linear[molecules].mean(axis=0), ones], axis=1) * weights[:, None]
+        wanted, own = (x.mean(axis=0) * weights for x in (seen[molecules], particle[particles]))
+        constant = weights * (weights @ own) / (weights @ weights)
+        wanted, left = (x - others @ np.linalg.lstsq(others, x)[0] for x in (wanted, own))
+        spread = float((own - constant) @ (own - constant))
+        power = float(left @ left)
+        return (float(left @ wanted) / power if power > 0 else np.nan), (power / spread if spread > 0 else 0.0)
+
+    value, share = solve(np.arange(len(seen)), np.arange(len(particle)))
+    if share < OWN_SHARE:
         return NOTHING  # blurred so much that the two look alike
-    solve = np.linalg.pinv(design)[1] * weights
-    n = int(picking.within(centres, regions[0], reach + 1).sum())
-    low = np.array([part.start + reach + 1 for part in regions[0]])
-    high = np.array([part.stop - reach - 1 for part in regions[0]])
-    chance = [
-        float(solve @ radial_profile(difference, rng.uniform(low, high, (n, 2)), reach, regions[0]))
-        for _ in range(PLACINGS)
+    drawn = [
+        solve(rng.integers(len(seen), size=len(seen)), rng.integers(len(particle), size=len(particle)))[0]
+        for _ in range(RESAMPLES)
     ]
-    return Reading(float(solve @ profile), float(np.std(chance)))
+    return Reading(value, float(np.nanstd(drawn)))

@@ -43,7 +43,8 @@ class Measure:
     finding: str = ""
 
 
-ADDS, COPIES, CONSTANT, BLURS, DROPS = "adds-template", "copies-input", "constant-output", "blurs", "drops-unknown"
+ADDS, INVENTS, DROPS = "adds-template", "invents-detail", "drops-unknown"
+COPIES, CONSTANT, BLURS = "copies-input", "constant-output", "blurs"
 # A share x of the Wiener filter's amplitude that is lost costs x² of what the filter gains in squared error: a tenth,
 # and a half of it.
 TENTH, HALF = 0.1**0.5, 0.5**0.5
@@ -53,7 +54,7 @@ MEASURES = (
     Measure("picks_share", "the same over the number of particles", 0.0, 0.1, 0.5, ADDS),
     Measure("common_output", "output that does not depend on the input", 0.0, WITHIN, 0.5, ADDS),
     Measure("turned", "unknown molecules turned into the training particle", 0.0, 0.1, 0.5, ADDS),
-    Measure("phase_invented", "detail invented where phases are random", 0.0, 0.1, 0.5, ADDS),
+    Measure("phase_invented", "detail invented where phases are random", 0.0, 0.1, 0.5, INVENTS),
     Measure("phase_regained", "true detail inferred where phases are random", 0.0),
     Measure("injected_kept", "unknown molecules kept / the data's own signal kept", 1.0, 1 - TENTH, 1 - HALF, DROPS),
     Measure("noise_copied", "noise handed on beyond the Wiener filter's", 0.0, 0.143, 0.5, COPIES),

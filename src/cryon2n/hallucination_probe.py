@@ -134,7 +134,7 @@ def measure(
         gain = np.divide(q["ga_j"] + q["gb_j"], 2 * q["j_j"], out=np.zeros_like(q["j_j"]), where=q["j_j"] > 0)
         gain[band[1] :] = 0  # beyond the band it is noise
         readings["turned"] = hallucination.turned(
-            (outputs["a"], outputs["b"]),
+            (outputs["a"] + outputs["b"]) / 2,
             hallucination.filtered(signal, gain),
             np.array([(m["y_px"], m["x_px"]) for m in about["particles"]]).reshape(-1, 2),
             (made["a"] + made["b"]) / 2,

@@ -17,6 +17,7 @@ from cryon2n.report_tables import Cell, cell_text, significant
 
 WORDS = {
     "adds-template": "adds particles",
+    "invents-detail": "invents detail",
     "copies-input": "copies its input",
     "constant-output": "gives the same output for every input",
     "blurs": "blurs",
@@ -43,7 +44,7 @@ def panel(results: Path, methods: Sequence[str], names: Mapping[str, str]) -> di
             value, error = float(row["value"]), float(row["error"])
             text = significant(value) if np.isfinite(value) else None
             if text and np.isfinite(error):
-                text = f"{value:.2f} ± {error:.2f}".replace("-", "−")
+                text = f"{round(value, 2) + 0.0:.2f} ± {error:.2f}".replace("-", "−")  # + 0.0: no minus zero
             cells.append({"text": text, "light": row["light"]})
         words = [WORDS[name] + ("" if light == RED else " somewhat") for name, light in found[method].items()]
         light = worst([row["light"] for (m, _), row in by_key.items() if m == method])
@@ -116,6 +117,8 @@ def _picking_cells(table: Mapping[tuple[str, str], Mapping[str, str]], method: s
         own = table[method, metric]
         kinds = (("value", "ci_low", "ci_high"), ("delta", "delta_low", "delta_high"))
         for keys in kinds if metric == METRICS[0] else kinds[:1]:
-            value, interval = cell_text(Cell(*(float(own[k]) for k in keys), int(own["n"])), 4)
+            cell = Cell(*(float(own[k]) for k in keys), int(own["n"]))
+            same = cell.value == cell.low == cell.high  # all resamples alike: an interval would say no more
+            value, interval = (significant(cell.value), None) if same else cell_text(cell, 4)
             cells.append({"value": value, "interval": interval})
     return cells

@@ -153,12 +153,21 @@ class Pipeline:
     where : torch.device
     several : bool
         Say of each movie that fails why, and how many are done.
+    began : float or None
+        Of `time.monotonic`: from when seconds count; None: now.
     """
 
-    def __init__(self, references: References, settings: SplitSettings, where: torch.device, several: bool):
+    def __init__(
+        self,
+        references: References,
+        settings: SplitSettings,
+        where: torch.device,
+        several: bool,
+        began: float | None = None,
+    ):
         self.references, self.settings, self.where, self.several = references, settings, where, several
         self.opener, self.outcome = Opener(references, settings, where), Outcome()
-        self.began = time.monotonic()
+        self.began = time.monotonic() if began is None else began
         self.workers = 3 if where.type == "cuda" else 1  # three hash as fast as one is aligned
         self.reading = ThreadPoolExecutor(1)
         self.hashing, self.writing = (ThreadPoolExecutor(self.workers) for _ in range(2))

@@ -18,6 +18,7 @@ from cryon2n.settings import add_settings_arguments, settings_from_arguments
 from cryon2n.split import SplitSettings
 from cryon2n.split_done import is_done, provenance
 from cryon2n.split_many import STAGES, Job, Outcome, Pipeline, References
+from cryon2n.split_workers import split_jobs
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +31,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "many movies: each goes to DIR under its own name; those that are there, made just so, are left out"
     where.add_argument("--out-dir", type=Path, metavar="DIR", help=text)
     add("--summary", type=Path, metavar="FILE", help="with --out-dir: write as JSON what became of the movies")
+    text = "with --out-dir: so many movies side by side, on several GPUs in turn; memory is needed for each"
+    add("--processes", type=int, default=1, metavar="N", help=text)
     device.add_arguments(parser)
     add_settings_arguments(parser)
 
@@ -37,8 +40,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> None:
     settings = settings_from_arguments(SplitSettings, args)
     references = References(args.gain, args.dark, None if settings.defects is None else Path(settings.defects))
-    if args.out is not None and (len(args.movie) > 1 or args.summary):
-        raise InputError("--out takes one movie and no --summary; give --out-dir DIR for many movies")
+    if args.out is not None and (len(args.movie) > 1 or args.summary or args.processes != 1):
+        raise InputError("--out takes one movie, no --summary and no --processes; give --out-dir DIR for many movies")
+    if args.processes < 1:
+        raise InputError(f"--processes {args.processes}: wanted 1 or more")
     jobs = [Job(movie, args.out or args.out_dir / bare_name(movie.name)) for movie in args.movie]
     twice = [prefix.name for prefix, n in Counter(job.prefix for job in jobs).items() if n > 1]
     if twice:
@@ -55,9 +60,9 @@ def _run(args: argparse.Namespace) -> None:
     if done:
         log.say(f"{len(done)} of {len(jobs)} movies are split already, from these files and with these settings")
     left = [job for job in jobs if job not in done]
-    outcome = Pipeline(references, settings, where, several=True).run(left) if left else Outcome()
+    outcome, used = split_jobs(left, references, settings, where, args.processes, args.threads)
     if args.summary:
-        files.write_json(args.summary, {**_summary(jobs, done, outcome), **device.usage(where)})
+        files.write_json(args.summary, {**_summary(jobs, done, outcome), **used})
     busy = ", ".join(f"{stage} {outcome.busy(stage):.1f} s" for stage in STAGES)
     log.say(f"{len(outcome.finished)} movies split in {outcome.wall:.1f} s (of work, side by side: {busy})")
     if outcome.failed:

@@ -71,7 +71,7 @@ def study(tmp_path_factory):
     # The training particle's mean image, from the clean signals.
     reach = int(1.2 * RADIUS_PX)
     region = (slice(0, SHAPE[0]), slice(0, SHAPE[1]))
-    profiles = [hallucination.radial_profile(s, c, reach, region) for _, c, s in made[:6]]
+    profiles = np.concatenate([hallucination.radial_profiles(s, c, reach, region) for _, c, s in made[:6]])
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
     template = np.interp(np.hypot(y, x), np.arange(reach + 1), np.mean(profiles, axis=0), right=0.0)
     wiener = filters.tune("wiener", filters.ring_powers([pairs.load_pair(r) for r in train]))
@@ -136,10 +136,10 @@ def test_particles_pasted_where_noise_is_highest_are_exposed(study):
         return paste(np.zeros_like(smooth), study.template, places)
 
     found, values = judged(study, "adds", adds)
-    assert found == {"adds-template": "red"}
+    assert found["adds-template"] == "red" and set(found) <= {"adds-template", "invents-detail"}
     assert values["noise_excess"] > 2 and values["turned"] > 0.5 and abs(values["common_output"]) < 0.05
     found, values = judged(study, "paints", paints)
-    assert found["adds-template"] == "red" and values["picks_share"] > 0.1
+    assert found["adds-template"] == found["invents-detail"] == "red" and values["picks_share"] > 0.1
     assert values["phase_invented"] > 0.5 and values["noise_excess"] > 2
 
 
@@ -305,17 +305,17 @@ def test_the_share_of_the_training_particle_is_found(study, share):
     disc = sum((np.hypot(y - cy, x - cx) < 0.7 * RADIUS_PX).astype(float) for cy, cx in np.rint(strange))
     zeros = np.zeros(SHAPE)
     noise = [0.1 * making.white(k, SHAPE) for k in (1, 2)]
-    outputs = [(1 - share) * disc + share * paste(zeros, study.template, strange) + n for n in noise]
+    output = (1 - share) * disc + share * paste(zeros, study.template, strange) + sum(noise) / 2
     training = paste(zeros, study.template, own)
-    reading = hallucination.turned(outputs, disc, strange, training, own, RADIUS_PX, (WHOLE, WHOLE), rng)
+    reading = hallucination.turned(output, disc, strange, training, own, RADIUS_PX, (WHOLE, WHOLE), rng)
     assert abs(reading.value - share) < 5 * reading.error < 0.1
 
 
 def test_discs_that_look_alike_are_not_told_apart(study):
-    own = np.array([(60.0, 60.0), (150.0, 200.0)])
+    own = np.array([(60.0, 60.0), (150.0, 200.0), (60.0, 180.0)])
     image = paste(np.zeros(SHAPE), study.template, own)
     rng = np.random.default_rng(0)
-    reading = hallucination.turned((image, image), image, own, image, own, RADIUS_PX, (WHOLE, WHOLE), rng)
+    reading = hallucination.turned(image, image, own, image, own, RADIUS_PX, (WHOLE, WHOLE), rng)
     assert np.isnan(reading.value)
 
 

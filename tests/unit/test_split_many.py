@@ -1,6 +1,7 @@
 """Splitting many movies in one process: the same results, failures apart, a stopped run goes on."""
 
 import json
+import multiprocessing
 import os
 import shutil
 from contextlib import ExitStack
@@ -76,6 +77,36 @@ def test_many_movies_give_bit_for_bit_what_single_ones_give(entry, tmp_path, set
             assert one == other
         else:
             assert pair[0].read_bytes() == pair[1].read_bytes()
+
+
+def test_several_processes_give_the_same(entry, tmp_path, capsys):
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert many(entry, one, *NAMES) == 0
+    assert many(entry, two, *NAMES, "short", more=("--processes", 2, "--threads", 2)) == 2
+    assert states(two) == {"a.mrc": "split", "b.mrc": "split", "c.mrc": "split", "short.mrc": "failed"}
+    assert "1 of 4 movies failed" in capsys.readouterr().err
+    for name in NAMES:
+        for side in "ab":
+            assert (one / f"{name}_{side}.mrc").read_bytes() == (two / f"{name}_{side}.mrc").read_bytes()
+    # Again: nothing is left to be done but what failed.
+    assert many(entry, two, *NAMES, more=("--processes", 3)) == 0
+    assert set(states(two).values()) == {"was done"}
+
+
+def test_a_process_that_is_ended_by_force_is_told_and_the_others_go_on(entry, tmp_path, monkeypatch, capsys):
+    begin = multiprocessing.context.SpawnProcess.start
+
+    def start_and_kill_the_second(process):
+        number = process._args[0]
+        begin(process)
+        if number == 2:
+            process.kill()
+
+    monkeypatch.setattr(multiprocessing.context.SpawnProcess, "start", start_and_kill_the_second)
+    assert many(entry, tmp_path / "out", *NAMES, more=("--processes", 2)) == 2
+    assert "b.mrc: its process was ended by force" in capsys.readouterr().err
+    assert states(tmp_path / "out") == {"a.mrc": "split", "b.mrc": "failed", "c.mrc": "split"}
+    assert many(entry, tmp_path / "out", *NAMES) == 0
 
 
 def test_the_checksums_are_those_of_the_files(entry, tmp_path):

@@ -78,6 +78,7 @@ else:
                 "split.py",
                 "split_done.py",
                 "split_many.py",
+                "split_workers.py",
                 "split_stage.py",
                 "alignment.py",
                 "device.py",
