@@ -6,7 +6,7 @@ Every measure has a *null*, the value of any filter that treats a ring of freque
 Definitions, thresholds and their reasons: ``docs/hallucination.md``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,7 +53,7 @@ def running(x: np.ndarray) -> np.ndarray:
     return np.convolve(x, np.ones(SMOOTH), "same")
 
 
-def _product_error(x: np.ndarray, y: np.ndarray, count: np.ndarray) -> np.ndarray:
+def _product_variance(x: np.ndarray, y: np.ndarray, count: np.ndarray) -> np.ndarray:
     """Variance of a ring's cross-power of two independent fields with ring powers x and y.
 
     Bins come in pairs of mirror images, so a ring of n bins has n/2 independent ones: the variance is ``x y / n``.
@@ -157,7 +157,9 @@ def common_output(p: Powers) -> Reading:
             continue  # no other micrograph
         scale = float(np.sqrt(x.sum() * y.sum()))
         if scale > 0:
-            found.append((float(xy.sum()) / scale, float(np.sqrt(_product_error(x, y, p["count"][1:]).sum())) / scale))
+            found.append(
+                (float(xy.sum()) / scale, float(np.sqrt(_product_variance(x, y, p["count"][1:]).sum())) / scale)
+            )
         elif x.sum() == y.sum():
             found.append((1.0, 0.0))  # both flat: the same
     if not found:
@@ -169,16 +171,18 @@ def common_output(p: Powers) -> Reading:
 # ---------------------------------------------------------------------------- copied noise, lost signal
 
 
-def _wiener(p: Powers, limit: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the Wiener filters of both halves, ``<a,b> / <a,a>`` and ``<a,b> / <b,b>``, 0 from ring `limit` on."""
-    signal = running(p["a_b"])
-    both = [np.clip(signal / running(p[name]), 0, 1) for name in ("a_a", "b_b")]
-    for curve in both:
-        curve[limit:] = 0
-    return both[0], both[1]
+def _wiener(p: Powers) -> tuple[np.ndarray, np.ndarray]:
+    """Return the Wiener filters of both halves, ``<a,b> / <a,a>`` and ``<a,b> / <b,b>``.
+
+    0 in rings whose signal is within 3 standard errors of none: noise has no negative transfer to cancel it.
+    """
+    signal, count = running(p["a_b"]), running(p["count"])
+    own = [running(p[name]) for name in ("a_a", "b_b")]
+    seen = signal > 3 * np.sqrt(_product_variance(*own, count))
+    return np.where(seen, np.minimum(signal / own[0], 1), 0), np.where(seen, np.minimum(signal / own[1], 1), 0)
 
 
-def noise_copied(p: Powers, limit: int) -> Reading:
+def noise_copied(p: Powers) -> Reading:
     """Share of the input's noise that a method hands on, beyond what the Wiener filter would: 0 Wiener, 1 a copy.
 
     ``<f(a) - f(b), a - b> / <a - b, a - b>`` over all rings is the share handed on (the signal cancels); from it and
@@ -186,10 +190,10 @@ def noise_copied(p: Powers, limit: int) -> Reading:
     """
     passed, noise = p["fd_d"][1:], p["d_d"][1:]
     noise_a, noise_b = (np.maximum(p[name] - p["a_b"], 0)[1:] for name in ("a_a", "b_b"))
-    wa, wb = (curve[1:] for curve in _wiener(p, limit))
+    wa, wb = (curve[1:] for curve in _wiener(p))
     ideal = float((wa * noise_a + wb * noise_b).sum() / (noise_a + noise_b).sum())
     total = float(noise.sum())
-    error = float(np.sqrt(_product_error(p["fd_fd"][1:], noise, p["count"][1:]).sum())) / total
+    error = float(np.sqrt(_product_variance(p["fd_fd"][1:], noise, p["count"][1:]).sum())) / total
     return Reading((float(passed.sum()) / total - ideal) / (1 - ideal), error / (1 - ideal))
 
 
@@ -209,7 +213,7 @@ def signal_lost(p: Powers, band: Band) -> Reading:
         if not total > 0:
             return NOTHING
         shares.append(1 - float(np.minimum(gw, w**2).sum()) / total)
-        unsmoothed = _product_error(p[made], p[other], p["count"])[low:high] / p[own][low:high] ** 2
+        unsmoothed = _product_variance(p[made], p[other], p["count"])[low:high] / p[own][low:high] ** 2
         variances.append(float(unsmoothed.sum()) / total**2)
     return Reading(float(np.mean(shares)), float(np.sqrt(np.mean(variances))))
 
@@ -239,7 +243,7 @@ def phase_invented(p: Powers, shell: int, limit: int) -> Reading:
     total = float(own.sum())
     if not total > SOME * float(p["fw_fw"][1:limit].sum()):
         return NOTHING
-    error = np.sqrt(_product_error(p["sw_sw"][part], own, p["count"][part]).sum())
+    error = np.sqrt(_product_variance(p["sw_sw"][part], own, p["count"][part]).sum())
     return Reading(float(made.sum()) / total, float(error) / total)
 
 
@@ -255,7 +259,7 @@ def phase_regained(p: Powers, shell: int, limit: int) -> Reading:
         return NOTHING
     made = float((p["sa_b"] + p["sb_a"])[part].sum())
     pairs = (("sa_sa", "b_b"), ("sb_sb", "a_a"))
-    variance = sum(_product_error(p[x][part], p[y][part], p["count"][part]).sum() for x, y in pairs)
+    variance = sum(_product_variance(p[x][part], p[y][part], p["count"][part]).sum() for x, y in pairs)
     return Reading(made / total, float(np.sqrt(variance)) / total)
 
 
@@ -285,9 +289,9 @@ def injected_kept(p: Powers, q: Powers, band: Band) -> Reading:
     known = float(((p["fa_b"] + p["fb_a"])[part] * injected).sum())
     if not known > 0:
         return NOTHING
-    variance = sum((_product_error(q[x], q["j_j"], q["count"])[part] * signal**2).sum() for x in ("ga_ga", "gb_gb"))
+    variance = sum((_product_variance(q[x], q["j_j"], q["count"])[part] * signal**2).sum() for x in ("ga_ga", "gb_gb"))
     for x, y in (("fa_fa", "b_b"), ("fb_fb", "a_a")):
-        variance += (_product_error(p[x], p[y], p["count"])[part] * injected**2).sum()
+        variance += (_product_variance(p[x], p[y], p["count"])[part] * injected**2).sum()
     return Reading(unknown / known, float(np.sqrt(variance)) / known)
 
 

@@ -114,7 +114,7 @@ def measure(
         "phase_regained": NOTHING,
         "injected_kept": hallucination.injected_kept(p, q, band) if q else NOTHING,
         "turned": NOTHING,
-        "noise_copied": hallucination.noise_copied(p, band[1]),
+        "noise_copied": hallucination.noise_copied(p),
         "signal_lost": hallucination.signal_lost(p, band),
         "disagreement": hallucination.disagreement(p, band),
     }

@@ -139,8 +139,10 @@ class Stepper:
         self.parameters = list(net.parameters())
         self.averages = list(average.parameters())
         where, dtype = self.parameters[0].device, self.parameters[0].dtype
+        # The GPU's fused kernel reads a float32 rate, whatever the weights are.
+        rate = torch.zeros((), dtype=torch.float32 if where.type == "cuda" else dtype, device=where)
         self.optimiser = torch.optim.AdamW(
-            [{**group, "lr": torch.zeros((), dtype=dtype, device=where)} for group in rate_groups(net)],
+            [{**group, "lr": rate.clone()} for group in rate_groups(net)],
             betas=(0.9, 0.98),
             weight_decay=weight_decay,
             fused=True,

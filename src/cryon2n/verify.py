@@ -21,7 +21,7 @@ from cryon2n.step import Stepper
 from cryon2n.unet import NetSettings, UNet, load_weights
 
 STEPS = 10
-RATE, DECAY, CLIP, WEIGHT_DECAY = 1e-3, 0.9, 3.0, 0.01
+RATE, DECAY, CLIP, WEIGHT_DECAY = 2.0**-10, 0.9, 3.0, 0.01
 QUANTITIES = ("output", "loss", "gradients", "tenth loss", "weights", "average")
 COLUMNS = ("form", "precision", "quantity", "difference", "tolerance", "verdict", "note")
 
