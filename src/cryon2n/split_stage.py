@@ -1,14 +1,9 @@
 """The command that splits movies: one for the workflow, or many, as on a machine beside the microscope."""
 
 import argparse
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
-
-# Threads of torch that wait for the next piece of work sleep: by default they turn in circles, and where other
-# programs share the cores that took twice the time (docs/performance-notes.md).  Read when torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from cryon2n import device, files, log
 from cryon2n.errors import InputError
