@@ -183,18 +183,22 @@ def _wiener(p: Powers) -> tuple[np.ndarray, np.ndarray]:
 
 
 def noise_copied(p: Powers) -> Reading:
-    """Share of the input's noise that a method hands on, beyond what the Wiener filter would: 0 Wiener, 1 a copy.
+    """Share of the input's noise that a method hands on beyond what the Wiener filter would: 0 Wiener, 1 a copy.
 
-    ``<f(a) - f(b), a - b> / <a - b, a - b>`` over all rings is the share handed on (the signal cancels); from it and
-    from 1 the Wiener filter's is taken away.
+    The share handed on in a ring is ``h = <f(a) - f(b), a - b> / <a - b, a - b>``, from which the signal has dropped
+    out.  ``sum N max(h - W, 0) / sum N (1 - W)`` over all rings, N being the noise's power.
     """
-    passed, noise = p["fd_d"][1:], p["d_d"][1:]
-    noise_a, noise_b = (np.maximum(p[name] - p["a_b"], 0)[1:] for name in ("a_a", "b_b"))
+    noise_a, noise_b = (np.maximum(running(p[name] - p["a_b"]), 0)[1:] for name in ("a_a", "b_b"))
     wa, wb = (curve[1:] for curve in _wiener(p))
-    ideal = float((wa * noise_a + wb * noise_b).sum() / (noise_a + noise_b).sum())
-    total = float(noise.sum())
-    error = float(np.sqrt(_product_variance(p["fd_fd"][1:], noise, p["count"][1:]).sum())) / total
-    return Reading((float(passed.sum()) / total - ideal) / (1 - ideal), error / (1 - ideal))
+    noise = noise_a + noise_b
+    ideal = (wa * noise_a + wb * noise_b) / np.where(noise > 0, noise, 1)
+    passed, difference = running(p["fd_d"])[1:], running(p["d_d"])[1:]
+    excess = np.maximum(passed / np.where(difference > 0, difference, 1) - ideal, 0)
+    total = float((noise * (1 - ideal)).sum())
+    if not total > 0:
+        return NOTHING
+    variance = _product_variance(p["fd_fd"], p["d_d"], p["count"])[1:] * (noise / SMOOTH / p["d_d"][1:]) ** 2
+    return Reading(float((noise * excess).sum()) / total, SMOOTH * float(np.sqrt(variance.sum())) / total)
 
 
 def signal_lost(p: Powers, band: Band) -> Reading:
@@ -305,7 +309,7 @@ def radial_profiles(image: np.ndarray, centres: np.ndarray, reach: int, region: 
     boxes = image[places[:, 0, None, None] + offsets[:, None], places[:, 1, None, None] + offsets]
     index = np.rint(np.hypot(offsets[:, None], offsets)).astype(int).ravel()
     rings = (index[:, None] == np.arange(reach + 1)).astype(np.float64)
-    return boxes.reshape(len(places), -1) @ (rings / rings.sum(axis=0))
+    return boxes.reshape(len(places), index.size) @ (rings / rings.sum(axis=0))
 
 
 def filtered(image: np.ndarray, transfer: np.ndarray) -> np.ndarray:

@@ -311,6 +311,14 @@ def test_the_share_of_the_training_particle_is_found(study, share):
     assert abs(reading.value - share) < 5 * reading.error < 0.1
 
 
+def test_profiles_are_means_over_rings_and_of_no_places_there_are_none():
+    y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
+    cone = np.hypot(y - 100, x - 90)
+    (profile,) = hallucination.radial_profiles(cone, np.array([(100.0, 90.0), (2.0, 90.0)]), 20, WHOLE)
+    assert profile == pytest.approx(np.arange(21), abs=0.25)
+    assert hallucination.radial_profiles(cone, np.zeros((0, 2)), 20, WHOLE).shape == (0, 21)
+
+
 def test_discs_that_look_alike_are_not_told_apart(study):
     own = np.array([(60.0, 60.0), (150.0, 200.0), (60.0, 180.0)])
     image = paste(np.zeros(SHAPE), study.template, own)
