@@ -171,4 +171,5 @@ def test_queued_copies_and_gathers_never_meet_the_wrong_patch(manifest, monkeypa
 )
 def test_the_simulation_finds_a_missing_wait(manifest, monkeypatch, step, without):
     monkeypatch.setattr(loader_window._CudaFeed, step, without)
-    assert not all(right(manifest, monkeypatch, seed, 8, 1, 3) for seed in range(30))
+    # Real threads read: on a busy machine a single try may well miss it.  The first that finds it ends the search.
+    assert not all(right(manifest, monkeypatch, seed, 8, 1, 3) for seed in range(300))
