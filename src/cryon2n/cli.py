@@ -12,10 +12,11 @@ import sys
 from cryon2n import __version__, log
 from cryon2n.errors import InputError
 
-# Threads of torch that wait for the next piece of work sleep: by default they turn in circles, and where other
-# programs share the cores that took up to seven times as long (docs/performance-notes.md).  torch reads this when it
-# is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Threads of torch that wait for the next piece of work soon go to sleep: by default they turn in circles, and where
+# other programs share the cores that took up to seven times as long (docs/performance-notes.md).  torch reads this when
+# it is imported.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 # command: (module, what it does).  In the order of the data's way.
 STAGES = {
