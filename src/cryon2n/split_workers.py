@@ -25,7 +25,7 @@ class Work:
 
     references: References
     settings: SplitSettings
-    threads: int | None
+    threads: int
     began: float
 
 
@@ -61,7 +61,7 @@ def split_jobs(
         return outcome, device.usage(where)
     work = Work(references, settings, max(1, (threads or torch.get_num_threads()) // count), began)
     gpus = torch.cuda.device_count() if where.type == "cuda" else 0
-    names = [f"cuda:{i % gpus}" if gpus else where.type for i in range(count)]
+    names = [f"cuda:{i % gpus}" if gpus else "cpu" for i in range(count)]
     parts = [jobs[i::count] for i in range(count)]
     context = multiprocessing.get_context("spawn")
     running = []
@@ -112,8 +112,8 @@ def _split(number: int, name: str, jobs: Sequence[Job], work: Work, pipe: connec
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends all of them at once, without a word from each
     log.set_stage(f"split-halves {number}")
     try:
-        where = device.choose("cpu", work.threads) if name == "cpu" else torch.device(name)
         torch.set_num_threads(work.threads)
+        where = torch.device(name)
         if where.type == "cuda":
             torch.cuda.set_device(where)
         device.keep_freed_memory()
