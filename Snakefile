@@ -56,4 +56,9 @@ rule halves_all:
 
 rule train_all:
     input:
-        collect("results/{dataset}/models/{model}/weights.safetensors", dataset=config["dataset"], model=MODELS),
+        collect(
+            "results/{dataset}/models/{fold}{model}/weights.safetensors",
+            dataset=config["dataset"],
+            fold=FOLDS,
+            model=MODELS,
+        ),

@@ -13,6 +13,7 @@ import numpy as np
 
 from cryon2n import files, log
 from cryon2n.errors import InputError
+from cryon2n.folds import names_of_folds
 
 COLUMNS = [
     *("method", "device", "micrographs", "Mpx", "seconds_per_image", "Mpx_per_s"),
@@ -22,7 +23,7 @@ nan = float("nan")
 
 
 def method_cost(
-    method: str, results: Path, tests: Sequence[str], megapixels: float, jobs: Path | None
+    method: str, results: Path, folds: Sequence[str], tests: Sequence[str], megapixels: float, jobs: Path | None
 ) -> dict[str, Any]:
     """Return the row of one method.
 
@@ -31,6 +32,8 @@ def method_cost(
     method : str
     results : path
         ``results/{dataset}``.
+    folds : sequence of str
+        Their folders (`folds`); the training's cost is the mean over them.
     tests : sequence of str
         The micrographs whose denoising is looked at.
     megapixels : float
@@ -58,9 +61,8 @@ def method_cost(
         **dict.fromkeys(("train_seconds", "train_gpu_J"), nan),
     }
     for name in ("metrics.json", "record.json"):  # of our networks, of Topaz's training
-        path = results / "models" / method / name
-        if path.exists():
-            trained = [files.read_json(path)]
+        paths = [results / "models" / fold / method / name for fold in folds]
+        if trained := [files.read_json(path) for path in paths if path.exists()]:
             row |= {"train_seconds": _mean(trained, "seconds"), "train_gpu_J": _mean(trained, "gpu_energy_J")}
     return row
 
@@ -100,6 +102,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--results", type=Path, required=True, metavar="DIR", help="results/{dataset}")
     add("--methods", nargs="+", required=True, help="the methods, in the order of the rows")
     add("--test", type=Path, nargs="+", required=True, metavar="RECORD", help="records of the test halves")
+    add("--folds", type=int, metavar="K", help="of a cross-validation (default: none)")
     add("--jobs", type=Path, metavar="DIR", help="folder of Snakemake's benchmark files: {rule}/{dataset}/{method}/")
     add("--out", type=Path, required=True, metavar="TSV", help="written")
 
@@ -108,7 +111,8 @@ def _run(args: argparse.Namespace) -> None:
     shapes = [files.read_json(path)["shape"] for path in args.test]
     megapixels = float(np.mean([h * w for h, w in shapes])) / 1e6
     tests = [path.stem for path in args.test]
-    rows = [method_cost(method, args.results, tests, megapixels, args.jobs) for method in args.methods]
+    folds = names_of_folds(args.folds)
+    rows = [method_cost(method, args.results, folds, tests, megapixels, args.jobs) for method in args.methods]
     if all(row["micrographs"] == 0 for row in rows):
         raise InputError(f"{args.results / 'denoised'}: holds no record of any method; denoise the micrographs again")
     files.write_table(args.out, rows, COLUMNS)

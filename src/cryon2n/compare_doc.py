@@ -19,6 +19,7 @@ from cryon2n import __version__, figures, files, log
 from cryon2n.compare_cost import read_costs
 from cryon2n.compare_figures import display_names, draw_comparison
 from cryon2n.errors import InputError
+from cryon2n.folds import folds_there
 from cryon2n.report_tables import (
     FEW,
     MEASURES,
@@ -71,12 +72,13 @@ COSTS = {
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set's tables, costs and Topaz's records; `folder` is where they were read."""
+    """A data set's tables, costs, Topaz's records and number of folds; `folder` is where they were read."""
 
     folder: Path
     tables: Tables
     costs: dict[str, dict[str, str]]
     topaz: list[dict[str, Any]]
+    folds: int
 
     @property
     def name(self) -> str:
@@ -84,7 +86,9 @@ class DataSet:
         return self.folder.resolve().name
 
 
-def read_data_set(folder: Path, ours: Sequence[str], reference: str | None, bootstrap: int) -> DataSet:
+def read_data_set(
+    folder: Path, ours: Sequence[str], reference: str | None, bootstrap: int, folds: int | None
+) -> DataSet:
     """Read a data set.
 
     Parameters
@@ -97,8 +101,10 @@ def read_data_set(folder: Path, ours: Sequence[str], reference: str | None, boot
         The method of the deltas; None finds it in the summary.
     bootstrap : int
         Resamples for differences that are not in the summary.
+    folds : int or None
+        Of a cross-validation; None counts those whose models lie in the folder.
     """
-    models = {m: {} for m in ours or sorted(path.parent.name for path in folder.glob("models/*/metrics.json"))}
+    models = {m: {} for m in ours or sorted(path.parent.name for path in folder.glob("models/**/metrics.json"))}
     config = {"models": models, "compare": {"reference": reference, "bootstrap": bootstrap}}
     tables = read_tables(folder, config)
     if reference is None:
@@ -111,7 +117,8 @@ def read_data_set(folder: Path, ours: Sequence[str], reference: str | None, boot
         paths = sorted(folder.glob(f"denoised/{method}/*.json"))
         records += [files.read_json(paths[0])] if paths else []
     cost = folder / "cost.tsv"
-    return DataSet(folder, tables, read_costs(cost) if cost.exists() else {}, records)
+    k = len(folds_there(folder)) if folds is None else max(folds, 1)
+    return DataSet(folder, tables, read_costs(cost) if cost.exists() else {}, records, k)
 
 
 def _is_reference(tables: Tables, method: str) -> bool:
@@ -171,6 +178,7 @@ def data_set_part(data: DataSet, link: str, pictures: Mapping[str, str]) -> dict
         "verdicts": verdicts(tables, cells, names) if tables.ours else [],
         "headline": measure_table(tables, [m for m in MEASURES if m.metric in cells], cells, link),
         "base": names[base] if base else None,
+        "folds": data.folds,
         "has_truth": _has_truth(tables),
         **{part: measure_table(tables, measures, _cells(tables, measures), link) for part, measures in parts.items()},
         **cost_part(data, names),
@@ -279,6 +287,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--results", type=Path, nargs="+", required=True, metavar="DIR", help="results/{dataset}, one or more")
     add("--ours", nargs="+", default=[], metavar="METHOD", help="our methods; default: those trained in models/")
     add("--reference", metavar="METHOD", help="method of the deltas; default: that of summary.tsv")
+    add("--folds", type=int, metavar="K", help="of a cross-validation, 0: none; default: those that models/ holds")
     add("--bootstrap", type=int, default=2000, metavar="N", help="resamples of the micrographs")
     add("--metrics-page", default="metrics.md", metavar="LINK", help="where the definitions are, seen from the page")
     add("--figures", type=Path, metavar="DIR", help="folder for the figures; default: that of the page")
@@ -286,7 +295,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    sets = [read_data_set(folder, args.ours, args.reference, args.bootstrap) for folder in args.results]
+    sets = [read_data_set(folder, args.ours, args.reference, args.bootstrap, args.folds) for folder in args.results]
     if len({d.name for d in sets}) < len(sets):
         raise InputError("--results: two folders have one name; wanted each data set once")
     words = " ".join(["cryon2n compare-doc --results", *map(str, args.results), "--out", str(args.out)])

@@ -108,10 +108,10 @@ def seeds(config: Mapping[str, Any], results: Path, truth: Path | None) -> dict[
             walk(value, f"{where}{key}.")
 
     walk(config, "")
-    for path in sorted(results.glob("models/*/metrics.json")):
+    for path in sorted(results.glob("models/**/metrics.json")):
         recorded = (files.read_json(path).get("settings") or {}).get("seed")
         if recorded is not None:
-            out[f"models.{path.parent.name}.seed"] = recorded
+            out[".".join([*path.parent.relative_to(results).parts, "seed"])] = recorded
     simulated = sorted(truth.glob("*.json")) if truth else []
     if simulated and "seed" in (record := files.read_json(simulated[0])):
         out["source.phantom.seed"] = record["seed"]
@@ -135,7 +135,7 @@ def machine() -> dict[str, str]:
 
 def devices(results: Path) -> list[str]:
     """Return the devices that the run's own records name: of the trainings and of the denoising."""
-    paths = [*results.glob("models/*/metrics.json"), *results.glob("models/*/record.json")]
+    paths = [*results.glob("models/**/metrics.json"), *results.glob("models/**/record.json")]
     named = {str(files.read_json(path).get("device") or "") for path in (*paths, *results.glob("denoised/*/*.json"))}
     return sorted(name.lstrip("# ") for name in named if name)
 

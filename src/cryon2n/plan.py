@@ -12,7 +12,8 @@ import numpy as np
 
 from cryon2n import files, log, mrcio
 from cryon2n.errors import InputError
-from cryon2n.study import SPLITS, Study, all_methods, read_study
+from cryon2n.folds import SPLITS
+from cryon2n.study import Study, all_methods, read_study
 
 
 def frame_geometry(config: dict[str, Any], study: Study) -> tuple[int, int, int, int] | None:
@@ -49,11 +50,14 @@ def plan_text(config: dict[str, Any]) -> str:
 
     study = read_study(config)
     kind, n = config["source"]["kind"], len(study.micrographs)
-    split = {k: len(study.split[k]) for k in SPLITS}
+    split = {k: len(next(iter(study.folds.values()))[k]) for k in SPLITS}
+    k_folds, tested = len(study.folds), len(study.test)
     lines = [
         f"plan of {config['dataset']}",
         f"  {'source':12} {kind}, {n} micrographs: " + ", ".join(f"{split[k]} {k}" for k in SPLITS),
     ]
+    if k_folds > 1:
+        lines[-1] += f" (in the first of {k_folds} folds)"
     if kind == "empiar":
         try:
             download = download_text(config["dataset"], study, study.micrographs)
@@ -79,18 +83,19 @@ def plan_text(config: dict[str, Any]) -> str:
         warnings.append(f"  WARNING: {error}")
     shard_bytes = loaders.patch_bytes(patches, settings.patch)
     methods = len(all_methods(config))
-    denoised = split["test"] * methods * 5 * h * w * 4
+    denoised = tested * methods * 5 * h * w * 4
     where = device.choose(config["compute"]["device"])
     lines += [
         f"  {'input':12} {raw / 1e9:.1f} GB" + ("" if from_pairs else f" raw: {frames} frames each"),
         f"  {'halves':12} {halves / 1e9:.2f} GB: {images} x {n} of {h} x {w} px (bin {bin_})",
-        f"  {'shards':12} {shard_bytes / 1e9:.2f} GB: {patches} patches of {settings.patch} px, two sides, float16",
-        f"  {'denoised':12} {denoised / 1e9:.2f} GB: {methods} methods on {split['test']} test micrographs",
+        f"  {'shards':12} {shard_bytes / 1e9:.2f} GB: {patches} patches of {settings.patch} px, two sides, float16"
+        + (f" (of each of {k_folds} folds)" if k_folds > 1 else ""),
+        f"  {'denoised':12} {denoised / 1e9:.2f} GB: {methods} methods on {tested} test micrographs",
     ]
     for name, model in config["models"].items():
         loader, why = loaders.choose_loader(model.get("loader", "auto"), shard_bytes, where, model.get("ram_GB", 0.0))
         lines.append(f"  {'model ' + name:12} on {device.describe(where)}; loader {loader}: {why}")
-    need = (0 if from_pairs else raw) + halves + shard_bytes + denoised
+    need = (0 if from_pairs else raw) + halves + k_folds * shard_bytes + denoised
     free = shutil.disk_usage(".").free
     there = sum(bytes_there(config["dataset"], study, study.micrographs))
     lines.append(f"  {'disk':12} {need / 1e9:.1f} GB in all, {free / 1e9:.0f} GB free here")

@@ -19,6 +19,7 @@ from cryon2n import audit_rules, codeversion, excluded, figures, files, filters,
 from cryon2n.compare import load_truth
 from cryon2n.compare_cost import read_costs
 from cryon2n.compare_figures import display_names, draw_comparison
+from cryon2n.folds import fold_names
 from cryon2n.pair import Pair, load_pair, read_shown
 from cryon2n.report_tables import (
     FEW,
@@ -176,27 +177,31 @@ def audit_words(results: Path) -> dict[str, Any] | None:
 
 
 def provenance(
-    results: Path, config: Mapping[str, Any], tests: Sequence[str], methods: Sequence[str]
+    results: Path, config: Mapping[str, Any], folds: Sequence[str], tests: Sequence[str], methods: Sequence[str]
 ) -> dict[str, Any]:
     """Return what made the numbers: config, versions, split, plan, filters' settings, Topaz's records."""
-    manifest, plan = results / "shards/manifest.json", results / "plan.txt"
-    split = files.read_json(manifest).get("split", {}) if manifest.exists() else {}
+    plan, splits = results / "plan.txt", []
+    for fold in folds:
+        manifest = results / "shards" / fold / "manifest.json"
+        split = files.read_json(manifest).get("split", {}) if manifest.exists() else {}
+        splits.append({"fold": fold.strip("/"), **split} if fold else {**split, "test": list(tests)})
     topaz = []
     for method in methods:
         record = results / "denoised" / method / f"{tests[0]}.json"
         if record.exists():
             topaz += [found for found in [files.read_json(record)] if "topaz" in found]
-    trained = results / "models/topaz-trained/record.json"
+    models = results / "models" / folds[0]
+    trained = models / "topaz-trained/record.json"
     tuned = {}
     for method in methods:
-        path = results / "models" / method / "filter.json"
+        path = models / method / "filter.json"
         if path.exists():
             tuned[method] = files.read_json(path)
     return {
         "config": yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True),
         "versions": software.versions(),
         "code": codeversion.code_version("report.py", "report_tables.py", "figures.py"),
-        "split": {**split, "test": list(tests)},
+        "splits": splits,
         "plan": plan.read_text() if plan.exists() else None,
         "topaz": topaz,
         "topaz_trained": files.read_json(trained) if trained.exists() else None,
@@ -237,7 +242,7 @@ def build(
     shown = [m for m in MEASURES if m.metric in cells]
     denoised, limit = results / "denoised", tables.limit()
     subjects = [load_subject(path, truth, limit) for path in records[:GALLERY_MICROGRAPHS]]
-    tests = [path.stem for path in records]
+    tests, folds = [path.stem for path in records], fold_names(config)
     log.say(f"{len(tables.methods)} methods, {len(tests)} test micrographs, {len(subjects)} of them shown")
 
     axis, spectra, truth_spectrum = mean_spectra(subjects, denoised, tables.methods)
@@ -275,13 +280,14 @@ def build(
         "costs": cost_rows(results, tables, names),
         "spectra_n": len(subjects),
         "audit": audit_words(results),
-        "training": training(results, tables.ours, names, look),
-        "forms": forms(results, tables.ours, names),
-        "loaders": loaders(results),
+        "training": training(results, folds, tables.ours, names, look),
+        "forms": forms(results / "models" / folds[0], tables.ours, names),
+        "loaders": loaders(results / "bench" / folds[0]),
+        "folds": len(folds),
         "topaz": [m for m in tables.methods if m.startswith("topaz")],
         "estimators": all_metrics(tables),
         "absent": absent_metrics(tables),
-        "prov": provenance(results, config, tests, tables.methods),
+        "prov": provenance(results, config, folds, tests, tables.methods),
         "gallery_link": gallery_link,
     }
     album = {

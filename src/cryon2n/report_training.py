@@ -1,5 +1,6 @@
 """The report's parts about training: its course, and how fast data came."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,18 @@ from cryon2n import figures, files
 from cryon2n.errors import InputError
 
 
-def training(results: Path, models: Sequence[str], names: Mapping[str, str], look: Any) -> dict[str, Any] | None:
-    """Return figure and facts of our models' training; None where no model has left any."""
+def training(
+    results: Path, folds: Sequence[str], models: Sequence[str], names: Mapping[str, str], look: Any
+) -> dict[str, Any] | None:
+    """Return figure (of the first fold) and facts of our models' training; None where no model has left any."""
     facts, histories = [], {}
-    for model in models:
-        folder = results / "models" / model
+    for fold, model in itertools.product(folds, models):
+        folder = results / "models" / fold / model
         if not (folder / "metrics.json").exists():
             continue
-        facts.append({"name": names[model], **files.read_json(folder / "metrics.json")})
-        if (folder / "log.csv").exists():
+        name = f"{names[model]}, {fold.strip('/')}" if fold else names[model]
+        facts.append({"name": name, **files.read_json(folder / "metrics.json")})
+        if fold == folds[0] and (folder / "log.csv").exists():
             table = pd.read_csv(folder / "log.csv")
             wanted = ("step", "loss", "val_delta_umse")
             if missing := [c for c in wanted if c not in table]:
@@ -30,11 +34,11 @@ def training(results: Path, models: Sequence[str], names: Mapping[str, str], loo
     return {"facts": facts, "uri": figures.svg_uri(plot) if plot else None}
 
 
-def forms(results: Path, models: Sequence[str], names: Mapping[str, str]) -> list[dict[str, str]]:
-    """Return what ``verify`` found of each model's network: the largest difference of each precision, in words."""
+def forms(folder: Path, models: Sequence[str], names: Mapping[str, str]) -> list[dict[str, str]]:
+    """Return what ``verify`` found of each network in a folder of models: the largest difference of each precision."""
     rows = []
     for model in models:
-        path = results / "models" / model / "forms.tsv"
+        path = folder / model / "forms.tsv"
         if not path.exists():
             continue
         table = files.read_table(path, ("form", "precision", "quantity", "difference", "verdict", "note"))
@@ -60,9 +64,9 @@ def forms(results: Path, models: Sequence[str], names: Mapping[str, str]) -> lis
     return rows
 
 
-def loaders(results: Path) -> dict[str, Any] | None:
+def loaders(folder: Path) -> dict[str, Any] | None:
     """Return figure, table and sentences of ``bench loaders``; None where it has not been run for this data set."""
-    found, figure = results / "bench" / "loaders.json", results / "bench" / "loaders.png"
+    found, figure = folder / "loaders.json", folder / "loaders.png"
     if not found.exists():
         return None
     result = files.read_json(found)

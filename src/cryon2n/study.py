@@ -5,7 +5,6 @@ from the network.
 """
 
 import dataclasses
-import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +12,13 @@ from typing import Any
 
 from cryon2n import files, movie_sheet, names
 from cryon2n.errors import InputError
+from cryon2n.folds import split_folds, split_names
 from cryon2n.frame_range import FrameRange, parse_frame_range
 from cryon2n.methods import BUILT_IN
 from cryon2n.movie_header import MOVIE_ENDINGS, Geometry, movie_ending
 from cryon2n.outside import split_command
 from cryon2n.pair_sheet import import_arguments, read_pair_sheet
 
-SPLITS = ("train", "val", "test")
 MRC_ENDINGS = (".mrc", ".mrcs")
 REFERENCE_ENDING = re.compile(r"\.(mrcs?(\.gz|\.bz2)?|tiff?|gain|dm3|dm4)$", re.IGNORECASE)
 
@@ -32,8 +31,9 @@ class Study:
     ----------
     micrographs : tuple of str
         Names, in the order of the sheet.
-    split : dict
-        ``train``, ``val``, ``test``: lists of names.
+    folds : dict
+        By fold, its split: ``train``, ``val``, ``test``, each a list of names.  The fold's name is that of its
+        folder: ``fold-1/`` and so on where the study is cross-validated, else the only one, an empty text.
     sources : dict
         Per micrograph, where it comes from: ``archive_path``, ``known`` (arguments of fetch-movie) and
         ``bytes``; or ``path``; or ``a``, ``b`` and ``about`` (arguments of
@@ -47,11 +47,21 @@ class Study:
     """
 
     micrographs: tuple[str, ...]
-    split: dict[str, list[str]]
+    folds: dict[str, dict[str, list[str]]]
     sources: dict[str, dict[str, Any]]
     references: dict[str, Any]
     geometry: Geometry | None = None
     share: float = 1.0
+
+    @property
+    def test(self) -> list[str]:
+        """The micrographs on which everything is scored, in the order of the sheet."""
+        tested = {name for split in self.folds.values() for name in split["test"]}
+        return [name for name in self.micrographs if name in tested]
+
+    def fold_of(self, micrograph: str) -> str:
+        """Return the fold that tests a micrograph; of one that none tests, the first."""
+        return next((fold for fold, split in self.folds.items() if micrograph in split["test"]), next(iter(self.folds)))
 
 
 def read_study(config: dict[str, Any]) -> Study:
@@ -85,8 +95,9 @@ def read_study(config: dict[str, Any]) -> Study:
         )
         raise InputError(f"{source['sheet']}: lists {len(sources)} micrographs, n_micrographs asks for {n}{hint}")
     names = tuple(sources)[:n]
-    split = split_names(names, config["split"])
-    return Study(names, split, {k: sources[k] for k in names}, references, **archive)
+    wanted = config["split"]
+    folds = split_folds(names, wanted) if wanted["folds"] else {"": split_names(names, wanted)}
+    return Study(names, folds, {k: sources[k] for k in names}, references, **archive)
 
 
 def all_methods(config: dict[str, Any]) -> list[str]:
@@ -225,43 +236,3 @@ def _pair_sources(source: dict[str, Any]) -> dict[str, dict[str, Any]]:
         }
         for row in read_pair_sheet(sheet)
     }
-
-
-def split_names(names: tuple[str, ...], wanted: dict[str, Any]) -> dict[str, list[str]]:
-    """Split micrographs into train, val and test, by name and never by patch.
-
-    Parameters
-    ----------
-    names : tuple of str
-    wanted : dict
-        ``val`` and ``test``: a number, or a list of names; ``seed``.  Numbers are drawn by a hash of
-        seed and name, so that a micrograph more does not reshuffle all others.
-
-    Returns
-    -------
-    dict
-        ``train``, ``val``, ``test``: names in their given order.
-    """
-    order = sorted(names, key=lambda name: hashlib.sha256(f"{wanted['seed']} {name}".encode()).hexdigest())
-    named = [set(wanted[s]) for s in ("val", "test") if isinstance(wanted[s], list)]
-    unknown = sorted(set().union(*named) - set(names))
-    if unknown:
-        raise InputError(f"config: split: unknown micrograph {', '.join(unknown)}; wanted names of the sheet")
-    if len(named) == 2 and named[0] & named[1]:
-        raise InputError(f"config: split: {', '.join(sorted(named[0] & named[1]))} stands in val and in test")
-    free = [name for name in order if not any(name in group for group in named)]
-    chosen: dict[str, set[str]] = {}
-    for which in ("test", "val"):
-        if isinstance(wanted[which], list):
-            chosen[which] = set(wanted[which])
-        else:
-            chosen[which], free = set(free[: wanted[which]]), free[wanted[which] :]
-    out = {which: [name for name in names if name in chosen[which]] for which in ("val", "test")}
-    out["train"] = [name for name in names if name not in chosen["val"] | chosen["test"]]
-    short = [which for which in SPLITS if not out[which]]
-    if short:
-        raise InputError(
-            f"config: {len(names)} micrographs leave none for {' and '.join(short)}; "
-            "raise source: n_micrographs or lower split: val and test"
-        )
-    return out

@@ -10,22 +10,22 @@ OUTPUTS
 
 rule bench_loaders:
     input:
-        manifest="results/{dataset}/shards/manifest.json",
+        manifest="results/{dataset}/shards/{fold}manifest.json",
         records=records("train"),
         halves=halves_of("train"),
     output:
-        table="results/{dataset}/bench/loaders.tsv",
-        found="results/{dataset}/bench/loaders.json",
+        table="results/{dataset}/bench/{fold}loaders.tsv",
+        found="results/{dataset}/bench/{fold}loaders.json",
         figure=report(
-            "results/{dataset}/bench/loaders.png",
+            "results/{dataset}/bench/{fold}loaders.png",
             category="Performance",
             labels={"What": "loaders"},
             caption="../report/loaders.rst",
         ),
     log:
-        "logs/bench_loaders/{dataset}.log",
+        "logs/bench_loaders/{fold}{dataset}.log",
     benchmark:
-        "benchmarks/jobs/bench_loaders/{dataset}.tsv"
+        "benchmarks/jobs/bench_loaders/{fold}{dataset}.tsv"
     conda:
         "../../envs/cryon2n.yaml"
     threads: 16

@@ -32,13 +32,15 @@ DATASET = config["dataset"]
 KIND = config["source"]["kind"]
 STUDY = read_study(config)
 MICROGRAPHS = list(STUDY.micrographs)
-SPLIT = STUDY.split
+FOLDS = STUDY.folds
+TEST = STUDY.test
 MODELS = list(config["models"])
 METHODS = all_methods(config)
 OUTSIDE = config["compare"]["outside"]
 # Of so many test micrographs probes are made, which every method denoises like the rest (rules/panel.smk).
-PANEL = SPLIT["test"][: config["compare"]["panel"]["micrographs"]]
-PROBES = [f"{mic}-{kind}" for mic in PANEL for kind in (probes.INJECTED, probes.SCRAMBLED)]
+PANEL = TEST[: config["compare"]["panel"]["micrographs"]]
+PROBED = {f"{mic}-{kind}": mic for mic in PANEL for kind in (probes.INJECTED, probes.SCRAMBLED)}
+PROBES = list(PROBED)
 # Picking wants to know where particles are.
 PICKING = KIND == "phantom" or bool(config["compare"]["labels"])
 ESTIMATES = [f"{ending}.mrc" for _, ending in pair.estimate_files(pair.INPUTS).values()]
@@ -54,6 +56,7 @@ wildcard_constraints:
     model="|".join(map(re.escape, MODELS)),
     ending="|".join(map(re.escape, MOVIE_ENDINGS)),
     reference="gain|dark",
+    fold=f"(?:{'|'.join(map(re.escape, FOLDS))})",  # the empty one, too: an empty constraint would be none
     format=REFERENCE_ENDING.pattern.removesuffix("$"),
 
 
@@ -71,13 +74,32 @@ def whole_config(wildcards):
 
 
 def records(split):
-    """Give the records of the halves of a split (train, val, test)."""
-    return [f"results/{DATASET}/halves/{mic}.json" for mic in SPLIT[split]]
+    """Give the records of the halves of a split: of a fold's training or validation, or of all that is tested."""
+
+    def of_fold(wildcards):
+        return [f"results/{DATASET}/halves/{mic}.json" for mic in FOLDS[wildcards.fold][split]]
+
+    return [f"results/{DATASET}/halves/{mic}.json" for mic in TEST] if split == "test" else of_fold
 
 
 def halves_of(split):
     """Give the halves themselves, which the commands find beside their records."""
-    return [f"results/{DATASET}/halves/{mic}_{side}.mrc" for mic in SPLIT[split] for side in "ab"]
+
+    def beside(paths):
+        return [f"{path.removesuffix('.json')}_{side}.mrc" for path in paths for side in "ab"]
+
+    found = records(split)
+    return beside(found) if split == "test" else lambda wildcards: beside(found(wildcards))
+
+
+def model_of(name):
+    """Give a model's file for a micrograph or a probe: of the fold that tests it."""
+
+    def of_micrograph(wildcards):
+        mic = PROBED.get(wildcards.mic, wildcards.mic)
+        return f"results/{wildcards.dataset}/models/{STUDY.fold_of(mic)}{wildcards.method}/{name}"
+
+    return of_micrograph
 
 
 def record_of(wildcards):
@@ -97,13 +119,13 @@ def takes_probes(method):
     return "folder" not in OUTSIDE.get(method, {})
 
 
-def masks(split):
-    """Give the masks of a split's micrographs that are there, so that another mask makes the shards anew."""
+def masks(wildcards):
+    """Give the masks of the training micrographs that are there, so that another mask makes the shards anew."""
     folder = config["shards"]["masks"]
     if folder is None:
         return []
     try:
-        return [str(path) for path in find_masks(folder, SPLIT[split]).values()]
+        return [str(path) for path in find_masks(folder, FOLDS[wildcards.fold]["train"]).values()]
     except InputError as error:
         raise WorkflowError(str(error)) from None
 
@@ -134,7 +156,7 @@ def inputs_of(method):
     """Give the names of the images that a method has denoised."""
     if method not in OUTSIDE:
         return list(pair.INPUTS)
-    return list(next(iter(outside_files(method, SPLIT["test"]).values())))
+    return list(next(iter(outside_files(method, TEST).values())))
 
 
 def finished():

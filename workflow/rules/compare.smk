@@ -13,8 +13,8 @@ rule score_method:
         records=records("test"),
         halves=halves_of("test"),
         excluded="results/{dataset}/halves/excluded.tsv",
-        denoised=lambda wildcards: estimates([wildcards.method], SPLIT["test"]),
-        truth=truth_of(SPLIT["test"]),
+        denoised=lambda wildcards: estimates([wildcards.method], TEST),
+        truth=truth_of(TEST),
     output:
         scores="results/{dataset}/scores/{method}.tsv",
         rings="results/{dataset}/scores/{method}_rings.tsv",
@@ -81,9 +81,9 @@ rule summarise:
 rule write_cost:
     input:
         records=records("test"),
-        denoised=estimates(METHODS, SPLIT["test"]),
-        told=collect("results/{{dataset}}/denoised/{method}/{mic}.json", method=METHODS, mic=SPLIT["test"]),
-        training=collect("results/{{dataset}}/models/{model}/metrics.json", model=MODELS),
+        denoised=estimates(METHODS, TEST),
+        told=collect("results/{{dataset}}/denoised/{method}/{mic}.json", method=METHODS, mic=TEST),
+        training=collect("results/{{dataset}}/models/{fold}{model}/metrics.json", fold=FOLDS, model=MODELS),
     output:
         cost=report(
             "results/{dataset}/cost.tsv",
@@ -102,7 +102,8 @@ rule write_cost:
     params:
         results=subpath(output.cost, parent=True),
         methods=METHODS,
-        code=code_version("compare_cost.py"),
+        folds=optional("--folds", config["split"]["folds"]),
+        code=code_version("compare_cost.py", "folds.py"),
     shell:
         "cryon2n write-cost --results {params.results:q} --methods {params.methods} --test {input.records:q} "
-        "--jobs benchmarks/jobs --out {output.cost:q} 2>&1 | tee {log:q}"
+        "{params.folds} --jobs benchmarks/jobs --out {output.cost:q} 2>&1 | tee {log:q}"

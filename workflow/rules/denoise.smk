@@ -11,7 +11,7 @@ OUTPUTS
 
 rule denoise_micrograph:
     input:
-        weights="results/{dataset}/models/{method}/weights.safetensors",
+        weights=model_of("weights.safetensors"),
         record=record_of,
         halves=sides_of,
     output:
@@ -46,16 +46,20 @@ rule denoise_micrograph:
         "--device {params.device} --threads {threads} 2>&1 | tee {log:q}"
 
 
-# Wiener is fitted like a model, on the training micrographs; one-setting filters are chosen on the validation ones.
+def tuned_on(wildcards):
+    """Wiener is fitted like a model, on the training micrographs; others' one setting is chosen on the validation ones."""
+    return "train" if wildcards.method == "wiener" else "val"
+
+
 rule tune_filter:
     input:
-        records=lambda wildcards: records("train" if wildcards.method == "wiener" else "val"),
-        halves=lambda wildcards: halves_of("train" if wildcards.method == "wiener" else "val"),
+        records=lambda wildcards: records(tuned_on(wildcards))(wildcards),
+        halves=lambda wildcards: halves_of(tuned_on(wildcards))(wildcards),
         excluded="results/{dataset}/halves/excluded.tsv",
     output:
-        filter="results/{dataset}/models/{method}/filter.json",
+        filter="results/{dataset}/models/{fold}{method}/filter.json",
     log:
-        "logs/tune_filter/{dataset}/{method}.log",
+        "logs/tune_filter/{dataset}/{fold}{method}.log",
     wildcard_constraints:
         method="|".join(FILTERS),
     conda:
@@ -74,7 +78,7 @@ rule tune_filter:
 
 rule filter_micrograph:
     input:
-        filter="results/{dataset}/models/{method}/filter.json",
+        filter=model_of("filter.json"),
         record=record_of,
         halves=sides_of,
     output:
@@ -104,10 +108,7 @@ rule denoise_topaz:
         env="results/topaz-env/ready.json",
         record=record_of,
         halves=sides_of,
-        model=branch(
-            lambda wildcards: wildcards.method == "topaz-trained",
-            then="results/{dataset}/models/topaz-trained/weights.sav",
-        ),
+        model=branch(lambda wildcards: wildcards.method == "topaz-trained", then=model_of("weights.sav")),
     output:
         multiext("results/{dataset}/denoised/{method}/{mic}", *ESTIMATES, ".json"),
     log:

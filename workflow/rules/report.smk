@@ -22,6 +22,7 @@ rule plan:
         code=code_version(
             "plan.py",
             "device.py",
+            "folds.py",
             "fourier.py",
             "frame_range.py",
             "loaders.py",
@@ -64,12 +65,12 @@ rule write_report:
         cost="results/{dataset}/cost.tsv",
         panel="results/{dataset}/panel.tsv" if PANEL else [],
         picking=multiext("results/{dataset}/picking", ".tsv", "_curves.tsv") if PICKING else [],
-        training=collect("results/{{dataset}}/models/{model}/metrics.json", model=MODELS),
-        forms=collect("results/{{dataset}}/models/{model}/forms.tsv", model=MODELS),
-        history=collect("results/{{dataset}}/models/{model}/log.csv", model=MODELS),
-        denoised=estimates(METHODS, SPLIT["test"]),
+        training=collect("results/{{dataset}}/models/{fold}{model}/metrics.json", fold=FOLDS, model=MODELS),
+        forms=collect("results/{{dataset}}/models/{fold}{model}/forms.tsv", fold=list(FOLDS)[:1], model=MODELS),
+        history=collect("results/{{dataset}}/models/{fold}{model}/log.csv", fold=FOLDS, model=MODELS),
+        denoised=estimates(METHODS, TEST),
         records=records("test"),
-        truth=truth_of(SPLIT["test"]),
+        truth=truth_of(TEST),
         templates=collect("src/cryon2n/templates/{page}.html", page=["report", "gallery"]),
     output:
         report="results/{dataset}/report.html",
@@ -97,6 +98,7 @@ rule write_report:
             "figures.py",
             "filters.py",
             "filters_nlm.py",
+            "folds.py",
             "fourier.py",
             "metrics.py",
             "hallucination.py",
@@ -125,7 +127,7 @@ rule compare_doc:
         metrics="results/{dataset}/metrics.tsv",
         curves="results/{dataset}/curves.tsv",
         cost="results/{dataset}/cost.tsv",
-        denoised=estimates(METHODS, SPLIT["test"]),
+        denoised=estimates(METHODS, TEST),
         template="src/cryon2n/templates/comparison.md",
     output:
         page="results/{dataset}/comparison.md",
@@ -143,6 +145,7 @@ rule compare_doc:
         results=subpath(output.page, parent=True),
         figures=subpath(output.curves, parent=True),
         models=MODELS,
+        folds=config["split"]["folds"] or 0,
         reference=config["compare"]["reference"],
         bootstrap=config["compare"]["bootstrap"],
         code=code_version(
@@ -150,6 +153,7 @@ rule compare_doc:
             "compare_cost.py",
             "compare_figures.py",
             "figures.py",
+            "folds.py",
             "fourier.py",
             "half_errors.py",
             "metrics.py",
@@ -158,7 +162,7 @@ rule compare_doc:
         ),
     shell:
         "cryon2n compare-doc --results {params.results:q} --ours {params.models} --reference {params.reference} "
-        "--bootstrap {params.bootstrap} --metrics-page ../../docs/metrics.md --figures {params.figures:q} "
+        "--folds {params.folds} --bootstrap {params.bootstrap} --metrics-page ../../docs/metrics.md --figures {params.figures:q} "
         "--out {output.page:q} 2>&1 | tee {log:q}"
 
 

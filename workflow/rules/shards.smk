@@ -5,7 +5,7 @@ REQUIRED INPUTS
     results/{dataset}/halves/ of the training micrographs, excluded.tsv of the audit
     masks of the training micrographs, where the config names a folder of them
 OUTPUTS
-    results/{dataset}/shards/train_a.npy, train_b.npy, manifest.json
+    results/{dataset}/shards/train_a.npy, train_b.npy, manifest.json (of each fold: shards/fold-1/)
 """
 
 
@@ -16,15 +16,15 @@ rule write_shards:
         records=records("train"),
         halves=halves_of("train"),
         excluded="results/{dataset}/halves/excluded.tsv",
-        masks=masks("train"),
+        masks=masks,
     output:
-        manifest="results/{dataset}/shards/manifest.json",
-        a="results/{dataset}/shards/train_a.npy",
-        b="results/{dataset}/shards/train_b.npy",
+        manifest="results/{dataset}/shards/{fold}manifest.json",
+        a="results/{dataset}/shards/{fold}train_a.npy",
+        b="results/{dataset}/shards/{fold}train_b.npy",
     log:
-        "logs/write_shards/{dataset}.log",
+        "logs/write_shards/{fold}{dataset}.log",
     benchmark:
-        "benchmarks/jobs/write_shards/{dataset}.tsv"
+        "benchmarks/jobs/write_shards/{fold}{dataset}.tsv"
     conda:
         "../../envs/cryon2n.yaml"
     threads: 4
@@ -34,8 +34,8 @@ rule write_shards:
     params:
         settings=settings("shards"),
         directory=subpath(output.manifest, parent=True),
-        val=SPLIT["val"],
-        test=SPLIT["test"],
+        val=lambda wildcards: FOLDS[wildcards.fold]["val"],
+        test=lambda wildcards: FOLDS[wildcards.fold]["test"],
         code=code_version(
             "shards_write.py",
             "shards_cut.py",

@@ -4,7 +4,7 @@ Training: our models, and Topaz by its own recipe on the same halves.
 REQUIRED INPUTS
     results/{dataset}/shards/manifest.json, halves of the validation micrographs
 OUTPUTS
-    results/{dataset}/models/{model}/weights.safetensors, metrics.json, log.csv
+    results/{dataset}/models/{model}/weights.safetensors, metrics.json, log.csv (of each fold: models/fold-1/{model}/)
     results/topaz-env/ready.json, results/{dataset}/models/topaz-trained/weights.sav, record.json
 """
 
@@ -13,19 +13,19 @@ OUTPUTS
 # so that it survives a failure and the next run goes on from it.
 rule train_unet:
     input:
-        manifest="results/{dataset}/shards/manifest.json",
+        manifest="results/{dataset}/shards/{fold}manifest.json",
         val=records("val"),
         val_halves=halves_of("val"),
         excluded="results/{dataset}/halves/excluded.tsv",
         init=lambda wildcards: config["models"][wildcards.model].get("init") or [],
     output:
-        weights="results/{dataset}/models/{model}/weights.safetensors",
-        metrics="results/{dataset}/models/{model}/metrics.json",
-        history="results/{dataset}/models/{model}/log.csv",
+        weights="results/{dataset}/models/{fold}{model}/weights.safetensors",
+        metrics="results/{dataset}/models/{fold}{model}/metrics.json",
+        history="results/{dataset}/models/{fold}{model}/log.csv",
     log:
-        "logs/train_unet/{dataset}/{model}.log",
+        "logs/train_unet/{dataset}/{fold}{model}.log",
     benchmark:
-        "benchmarks/jobs/train_unet/{dataset}/{model}.tsv"
+        "benchmarks/jobs/train_unet/{dataset}/{fold}{model}.tsv"
     conda:
         "../../envs/cryon2n.yaml"
     threads: 16
@@ -69,11 +69,11 @@ rule train_unet:
 # The network and its training step, as this machine runs them, against the same written plainly.
 rule verify:
     input:
-        weights="results/{dataset}/models/{model}/weights.safetensors",
+        weights="results/{dataset}/models/{fold}{model}/weights.safetensors",
     output:
-        table="results/{dataset}/models/{model}/forms.tsv",
+        table="results/{dataset}/models/{fold}{model}/forms.tsv",
     log:
-        "logs/verify/{dataset}/{model}.log",
+        "logs/verify/{dataset}/{fold}{model}.log",
     conda:
         "../../envs/cryon2n.yaml"
     threads: 2
@@ -124,12 +124,12 @@ rule train_topaz:
         halves=halves_of("train"),
         excluded="results/{dataset}/halves/excluded.tsv",
     output:
-        model="results/{dataset}/models/topaz-trained/weights.sav",
-        record="results/{dataset}/models/topaz-trained/record.json",
+        model="results/{dataset}/models/{fold}topaz-trained/weights.sav",
+        record="results/{dataset}/models/{fold}topaz-trained/record.json",
     log:
-        "logs/train_topaz/{dataset}.log",
+        "logs/train_topaz/{fold}{dataset}.log",
     benchmark:
-        "benchmarks/jobs/train_topaz/{dataset}.tsv"
+        "benchmarks/jobs/train_topaz/{fold}{dataset}.tsv"
     conda:
         "../../envs/cryon2n.yaml"
     threads: 16
