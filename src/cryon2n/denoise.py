@@ -31,6 +31,7 @@ def _run(args: argparse.Namespace) -> None:
     meter = metering.Meter(where.type == "cuda")  # before anything is loaded: what the network takes counts
     net, card = load_weights(args.weights, where)
     net = net.to(memory_format=torch.channels_last)
+    weights = files.sha256_of(args.weights)
     trained_on = set(json.loads(card.get("trained_on", "[]")))
     for path in args.halves:
         halves = pair.load_pair(path)
@@ -40,7 +41,8 @@ def _run(args: argparse.Namespace) -> None:
             estimates = pair.estimate_all(halves, lambda x: meter.lap(denoise_image(net, x, precision=args.precision)))
         method = args.weights.parent.name
         pair.write_estimates(halves, estimates, args.out, method)
-        record = {"method": method, "micrograph": halves.name, "device": device.describe(where), **meter.cost()}
+        made = {"method": method, "micrograph": halves.name, "weights_sha256": weights}
+        record = {**made, "device": device.describe(where), **meter.cost()}
         files.write_json(args.out / f"{halves.name}.json", record)
         log.say(f"{halves.name}: done")
 

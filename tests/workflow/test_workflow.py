@@ -409,13 +409,13 @@ def test_the_record_of_the_run_names_every_file_with_its_hash(built):
 
 
 def test_real_pairs_of_apoferritin(built, tmp_path):
-    """A small cut of tests/workflow/apoferritin.yaml, in the built tree so that Topaz is there already."""
+    """A small cut of tests/workflow/apoferritin.yaml, cross-validated, in the built tree: Topaz is there already."""
     data = SHARED / "data" / "apoferritin-10146"
     if not data.is_dir():
         pytest.skip("the real data (../shared/data) is not here")
     config = yaml.safe_load((built / "tests/workflow/apoferritin.yaml").read_text())
     config["source"].update(folder=str(data), n_micrographs=4)
-    config["split"] = {"val": 1, "test": 1}
+    config["split"] = {"val": 1, "folds": 2}
     config["models"]["cryon2n"].update(steps=30, batch=2, crop=128, validate_every=15, net={"channels": [16, 16]})
     config["compare"] = {
         "methods": ["raw", "gaussian", "topaz-unet-small", "cryon2n"],
@@ -432,6 +432,21 @@ def test_real_pairs_of_apoferritin(built, tmp_path):
     assert summary.loc["gaussian", "half", "cross_frc"]["mean"] > 0.1
     assert pd.isna(summary.loc["cryon2n", "mean", "psnr"]["mean"])  # no truth on real data
     assert pd.notna(summary.loc["raw", "full", "topaz_snr_db"]["mean"])
+    # Every micrograph is scored, with what another half of them has trained and tuned.
+    results, tested = built / "results/apoferritin", []
+    assert set(summary["n"].loc["cryon2n", "half", "umse"].ravel()) == {4}
+    for fold in ("fold-1", "fold-2"):
+        split = json.loads((results / "shards" / fold / "manifest.json").read_text())["split"]
+        tested += split["test"]
+        tuned = json.loads((results / "models" / fold / "gaussian/filter.json").read_text())
+        assert tuned["chosen_on"] == split["val"]
+        for mic in split["test"]:
+            made = json.loads((results / "denoised/cryon2n" / f"{mic}.json").read_text())
+            weights = results / "models" / fold / "cryon2n/weights.safetensors"
+            assert made["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert sorted(tested) == sorted(path.stem for path in (results / "halves").glob("*.json"))
+    assert "cross-validated in 2 folds" in (results / "report.html").read_text()
+    assert "one of 2 folds" in (results / "comparison.md").read_text()
 
 
 def same_halves(tree: Path, dataset: str) -> bool:
