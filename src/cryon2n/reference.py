@@ -104,7 +104,7 @@ def loss_of(weights: Weights, settings: NetSettings, batch: Batch) -> torch.Tens
     for source, target, var in ((a, b, var_b), (b, a, var_a)):
         output = forward(weights, settings, source)
         for i in range(len(a)):
-            weight = (var_a[i] + var_b[i]) / 2 / var[i]
+            weight = ((var_a[i] + var_b[i]) / 2 / var[i]) ** 0.5
             total = total + weight * ((output[i] - target[i]) ** 2).mean()
     return total / (2 * len(a))
 

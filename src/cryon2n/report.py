@@ -184,7 +184,7 @@ def provenance(
     for fold in folds:
         manifest = results / "shards" / fold / "manifest.json"
         split = files.read_json(manifest).get("split", {}) if manifest.exists() else {}
-        splits.append({"fold": fold.strip("/"), **split} if fold else {**split, "test": list(tests)})
+        splits.append({"fold": fold.strip("/"), **split, **({} if fold else {"test": list(tests)})})
     topaz = []
     for method in methods:
         record = results / "denoised" / method / f"{tests[0]}.json"

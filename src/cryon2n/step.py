@@ -52,8 +52,9 @@ def n2n_loss(
 ) -> torch.Tensor:
     """Noise2Noise loss of a batch, both directions in one pass.
 
-    Each squared error is divided by its target's noise variance; the mean of the two variances
-    multiplies it again, so that the loss of equal halves is the plain mean squared error.
+    Each squared error is divided by the standard deviation of its target's noise, so that unequal halves
+    add equal noise to the gradient: divided by the variance, one frame against 49 would teach next to
+    nothing about the 49 (measured: docs/network.md).  The loss of equal halves is the plain mean squared error.
 
     Parameters
     ----------
@@ -68,7 +69,7 @@ def n2n_loss(
     """
     targets = torch.cat([b, a])
     mean = (var_a + var_b) / 2
-    weights = torch.cat([mean / var_b, mean / var_a])
+    weights = torch.cat([mean / var_b, mean / var_a]).sqrt()
     error = forward(torch.cat([a, b])).to(targets.dtype) - targets
     if whitening is not None:
         error = whiten(error, whitening)

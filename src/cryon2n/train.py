@@ -1,8 +1,8 @@
 """Train a denoiser on patch shards by Noise2Noise: each half is the other's target.
 
-Loss: squared error, both directions in every step, each weighted by the inverse noise variance of
-its target (1 for equal halves), so that unequal halves count for what they know (Lehtinen et al.,
-ICML 2018).  AdamW, warm-up, cosine, clipping of outlying gradients, moving average of the weights.
+Loss: squared error (Lehtinen et al., ICML 2018), both directions in every step, each divided by the
+standard deviation of its target's noise (1 for equal halves), so that both are learned where halves are
+unequal.  AdamW, warm-up, cosine, clipping of outlying gradients, moving average of the weights.
 
 A run that is killed goes on from ``checkpoints/last.ckpt`` beside the weights and ends with the
 same weights as one that was not: crops depend on the step alone, and the checkpoint holds weights,

@@ -17,16 +17,37 @@ CPU = torch.device("cpu")
 SMALL = NetSettings(stride=2, channels=(8, 12), blocks=1)
 
 
-def test_the_loss_is_the_variance_weighted_mean_of_both_directions():
+def test_the_loss_weighs_both_directions_by_the_noise_of_their_targets():
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(2, 1, 8, 8, generator=generator) for _ in "ab")
     va, vb = torch.tensor([1.0, 0.2]), torch.tensor([1.0, 1.8])
     loss = n2n_loss(lambda x: 0.5 * x, a, b, va, vb)
     expected = []
-    for k in range(2):
-        mean = (va[k] + vb[k]) / 2
-        expected += [((0.5 * a[k] - b[k]) ** 2).mean() * mean / vb[k], ((0.5 * b[k] - a[k]) ** 2).mean() * mean / va[k]]
+    for k, (of_b, of_a) in enumerate([(1, 1), (np.sqrt(1 / 1.8), np.sqrt(1 / 0.2))]):  # the mean variance is 1
+        expected += [((0.5 * a[k] - b[k]) ** 2).mean() * of_b, ((0.5 * b[k] - a[k]) ** 2).mean() * of_a]
     assert loss.item() == pytest.approx(float(np.mean(expected)), rel=1e-6)
+
+
+def test_both_directions_of_unequal_halves_add_equal_noise_to_the_gradient():
+    generator = torch.Generator().manual_seed(2)
+    va, vb = torch.full((64,), 1.96), torch.full((64,), 0.04)  # one frame against 49
+    signal = torch.randn(64, 1, 32, 32, generator=generator)
+    noise_a, noise_b = (v[0].sqrt() * torch.randn(signal.shape, generator=generator) for v in (va, vb))
+    spread = []
+    for a, b in ((signal, signal + noise_b), (signal + noise_a, signal)):  # noise in one direction's target alone
+        gradients = []
+        for k in range(64):
+            gain = torch.ones((), requires_grad=True)
+            part = [x[k : k + 1] for x in (a, b, va, vb)]
+            direction = 0 if a is signal else 1
+
+            def forward(x, gain=gain, direction=direction):
+                return torch.stack([x[i] * (gain if i == direction else gain.detach()) for i in range(2)])
+
+            (gradient,) = torch.autograd.grad(n2n_loss(forward, *part), gain)
+            gradients.append(gradient.item())
+        spread.append(np.std(gradients))
+    assert spread[0] == pytest.approx(spread[1], rel=0.35)  # 64 draws each; by the variance it would be 7 to 1
 
 
 def test_equal_halves_give_the_plain_mean_squared_error():
