@@ -18,142 +18,24 @@ import argparse
 import itertools
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 # The package beside this file, not this file, is what `network_ablation` names.
 from network_ablation import data  # noqa: E402
+from network_ablation.trainer import Schedule, Trainer  # noqa: E402
 from network_ablation.variants import VARIANTS  # noqa: E402
 
 from cryon2n import device, files, log  # noqa: E402
-from cryon2n.crops import apply_symmetry, plan_crops  # noqa: E402
-from cryon2n.step import Stepper, average_decay, learning_rate  # noqa: E402
 
 COLUMNS = [
     "variant", "precision", "parameters", "ms", "Mpx_per_s", "TFLOP_per_s", "seed", "steps", "dB", "delta_umse",
     "worst_loss",
 ]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """What `cryon2n.step` needs of a training's settings."""
-
-    steps: int
-    rate: float = 1e-3
-    warmup: float = 0.05
-    average: float = 0.02
-
-
-class Trainer:
-    """One network with its data, on the device.
-
-    Parameters
-    ----------
-    name : str
-        Of the variant.
-    train : Micrographs
-    args : Namespace
-    precision : str
-    where : torch.device
-    """
-
-    def __init__(
-        self, name: str, train: data.Micrographs, args: argparse.Namespace, precision: str, where: torch.device
-    ):
-        self.name, self.train, self.args, self.where = name, train, args, where
-        self.autocast = device.autocast(precision, where)
-        self.net, self.average = (VARIANTS[name]().to(where, memory_format=torch.channels_last) for _ in range(2))
-        self.average.requires_grad_(False)
-        self.stepper = self.new_stepper()
-        self.ones = torch.ones(args.batch, device=where)
-
-    def new_stepper(self) -> Stepper:
-        """Return a stepper for the network as it is."""
-        cuda = self.where.type == "cuda"
-        return Stepper(self.net, self.average, 3.0, 0.01, self.autocast, compiled=cuda, graph=cuda)
-
-    def batch(self, seed: int, step: int) -> tuple[torch.Tensor, ...]:
-        """Return the crops of a step."""
-        n, size, _ = self.train.a.shape
-        crop = self.args.crop
-        plan = plan_crops(seed, step, n, size, crop, self.args.batch)
-        places = list(zip(plan.patch, plan.y, plan.x, plan.symmetry, strict=True))
-        sides = [
-            torch.stack([apply_symmetry(x[int(i), y : y + crop, x0 : x0 + crop], int(s)) for i, y, x0, s in places])
-            for x in (self.train.a, self.train.b)
-        ]
-        return sides[0][:, None], sides[1][:, None], self.ones, self.ones
-
-    def start(self, seed: int) -> None:
-        """Begin anew; what was compiled stays."""
-        torch.manual_seed(seed)
-        fresh = VARIANTS[self.name]().state_dict()
-        self.net.load_state_dict(fresh)
-        self.average.load_state_dict(fresh)
-        compiled = self.stepper.loss_of
-        self.stepper = self.new_stepper()
-        self.stepper.loss_of = compiled
-
-    def milliseconds(self, repeats: int = 30) -> float:
-        """Measure a step, the gathering of its crops included; the median of three runs."""
-        for step in range(6):
-            self.stepper(self.batch(0, step), 0.0, 0.9)
-        times = []
-        for _ in range(3):
-            synchronise(self.where)
-            began = time.perf_counter()
-            for step in range(repeats):
-                self.stepper(self.batch(0, step), 0.0, 0.9)
-            synchronise(self.where)
-            times.append((time.perf_counter() - began) / repeats * 1e3)
-        return float(np.median(times))
-
-    def run(self, seed: int, schedule: Schedule) -> float:
-        """Train; returns the worst loss of any step."""
-        self.start(seed)
-        worst = torch.zeros((), device=self.where)
-        for step in range(schedule.steps):
-            rate, decay = learning_rate(step, schedule), average_decay(step, schedule)
-            self.stepper(self.batch(seed, step), rate, decay)
-            worst = torch.maximum(worst, self.stepper.loss)
-        return float(worst)
-
-    @torch.no_grad()
-    def denoise(self, image: torch.Tensor) -> torch.Tensor:
-        """Denoise one image (h, w) at once."""
-        h, w = image.shape
-        grid = self.average.grid
-        padded = nn.functional.pad(image.float()[None, None], (0, -w % grid, 0, -h % grid), mode="reflect").contiguous(
-            memory_format=torch.channels_last
-        )
-        with self.autocast:
-            return self.average(padded)[0, 0, :h, :w].float()
-
-    def quality(self, test: data.Micrographs) -> tuple[float, float]:
-        """Return signal-to-error in dB of the mean of both halves' images, and ΔuMSE; means over micrographs."""
-        decibels, deltas = [], []
-        for a, b, truth in zip(test.a, test.b, test.truth, strict=True):
-            found = [self.denoise(x) for x in (a, b)]
-            error = (found[0] + found[1]) / 2 - truth
-            decibels.append(10 * torch.log10(truth.var() / error.square().mean()).item())
-            for f, own, other in ((found[0], a, b), (found[1], b, a)):
-                own, other = own.float(), other.float()
-                deltas.append(((f - other).square() - (own - other).square()).mean().item())
-        return float(np.mean(decibels)), float(np.mean(deltas))
-
-
-def synchronise(where: torch.device) -> None:
-    """Wait for the device."""
-    if where.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def training_flops(name: str, args: argparse.Namespace) -> float:
@@ -210,7 +92,7 @@ def measure(
 ) -> list[dict]:
     """Measure one variant: its speed, then its quality for each seed."""
     began = time.monotonic()
-    trainer = Trainer(name, train, args, precision, where)
+    trainer = Trainer(VARIANTS[name], train, args.batch, args.crop, precision, where)
     ms = trainer.milliseconds()
     ready = time.monotonic() - began
     steps = args.steps or max(20, round(args.seconds * 1e3 / ms))

@@ -27,6 +27,7 @@ from timings import summarise  # beside this file
 
 from cryon2n import bench_data, files, log, pair, shards, shards_bad, shards_cut
 from cryon2n.errors import InputError
+from cryon2n.shards_pairings import pairings
 from cryon2n.shards_tiles import ShardSettings, patch_positions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,7 +110,8 @@ def steps(record_path: Path, scratch: Path, size: int) -> dict[str, float]:
     settings = ShardSettings()
     record = pair.read_record(record_path)
     positions = patch_positions(record, settings)
-    task = shards_cut.Task(record_path, record, "", positions, None, "")
+    (halves,) = pairings(record_path, record, 1)
+    task = shards_cut.Task(record_path, record, "", positions, [halves], None, "")
     p = settings.patch
     patches = np.empty((len(positions), p, p), shards.DTYPE)
     patches[...] = 0  # its pages are there
@@ -130,7 +132,7 @@ def steps(record_path: Path, scratch: Path, size: int) -> dict[str, float]:
         with open(scratch, "wb", buffering=0) as file:
             file.write(patches)
 
-    with shards_cut.open_half(task, "a") as a, shards_cut.open_half(task, "b") as b:
+    with shards_cut.open_half(task, "a", halves) as a, shards_cut.open_half(task, "b", halves) as b:
         scales = (record["a"]["scale"], record["b"]["scale"])
         work: dict[str, Callable[[], object]] = {
             "step: look for bad areas": lambda: shards_bad.flat_blocks(a, b, record["valid"], scales),

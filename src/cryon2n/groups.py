@@ -85,17 +85,27 @@ class Groups:
     def _sum(self, chosen: list[int]) -> tuple[np.ndarray, dict[str, Any]]:
         """Return the image of a set of groups, in normalised units, and what a record says of a half."""
         about = [self.record["groups"][k] for k in chosen]
-        scale = sum(group["scale"] for group in about)
-        weights = np.array([group["scale"] / scale for group in about])
-        doses = [group["dose_e_per_A2"] for group in about]
-        return np.tensordot(weights.astype(np.float32), self.images[chosen], axes=1), {
-            "frames": sorted(frame for group in about for frame in group["frames"]),
-            "n_frames": sum(group["n_frames"] for group in about),
-            "dose_e_per_A2": None if None in doses else round(sum(doses), 6),
-            "offset": sum(group["offset"] for group in about),
-            "scale": scale,
-            "noise_var": float(weights**2 @ [group["noise_var"] for group in about]),
-        }
+        weights = _weights(about).astype(np.float32)
+        return np.tensordot(weights, self.images[chosen], axes=1), sum_content(about)
+
+
+def sum_content(about: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what a record says of a half, of the sum of some groups, of which `about` is what it says."""
+    doses = [group["dose_e_per_A2"] for group in about]
+    return {
+        "frames": sorted(frame for group in about for frame in group["frames"]),
+        "n_frames": sum(group["n_frames"] for group in about),
+        "dose_e_per_A2": None if None in doses else round(sum(doses), 6),
+        "offset": sum(group["offset"] for group in about),
+        "scale": sum(group["scale"] for group in about),
+        "noise_var": float(_weights(about) ** 2 @ [group["noise_var"] for group in about]),
+    }
+
+
+def _weights(about: list[dict[str, Any]]) -> np.ndarray:
+    """Return the share of each group in the sum's scale."""
+    scales = np.array([group["scale"] for group in about])
+    return scales / sum(scales)
 
 
 def load_groups(record_path: str | Path) -> Groups:

@@ -46,7 +46,7 @@ def plan_text(config: dict[str, Any]) -> str:
     """Say what a config will do: micrographs, patches, GB, loader.  Writes nothing."""
     from cryon2n import device, loaders
     from cryon2n.settings import build
-    from cryon2n.shards_tiles import ShardSettings, patch_positions
+    from cryon2n.shards_tiles import ShardSettings, most_pairings, patch_positions
 
     study = read_study(config)
     kind, n = config["source"]["kind"], len(study.micrographs)
@@ -78,9 +78,13 @@ def plan_text(config: dict[str, Any]) -> str:
     settings = build(ShardSettings, config["shards"], "config: shards")
     patches, warnings = 0, []
     try:
-        patches = len(patch_positions({"valid": [0, h, 0, w], "micrograph": "a micrograph"}, settings)) * split["train"]
+        each = len(patch_positions({"valid": [0, h, 0, w], "micrograph": "a micrograph"}, settings))
+        patches = each * settings.pairings * split["train"]
     except InputError as error:  # the plan does not stop what is asked for, which may be halves only
         warnings.append(f"  WARNING: {error}")
+    if settings.pairings > (most := most_pairings(groups or 2)):
+        found = "halves of another program have no groups" if from_pairs else f"halves: groups {groups} makes {most}"
+        warnings.append(f"  WARNING: shards: pairings {settings.pairings} cannot be had: {found}")
     shard_bytes = loaders.patch_bytes(patches, settings.patch)
     methods = len(all_methods(config))
     denoised = tested * methods * 5 * h * w * 4
@@ -89,6 +93,7 @@ def plan_text(config: dict[str, Any]) -> str:
         f"  {'input':12} {raw / 1e9:.1f} GB" + ("" if from_pairs else f" raw: {frames} frames each"),
         f"  {'halves':12} {halves / 1e9:.2f} GB: {images} x {n} of {h} x {w} px (bin {bin_})",
         f"  {'shards':12} {shard_bytes / 1e9:.2f} GB: {patches} patches of {settings.patch} px, two sides, float16"
+        + (f", {settings.pairings} pairings" if settings.pairings > 1 else "")
         + (f" (of each of {k_folds} folds)" if k_folds > 1 else ""),
         f"  {'denoised':12} {denoised / 1e9:.2f} GB: {methods} methods on {tested} test micrographs",
     ]

@@ -42,6 +42,7 @@ MICROGRAPH_KEYS = {"micrograph": str, "first": int, "patches": int, "left_out": 
 PATCH_KEYS = {
     "micrograph": str, "y": int, "x": int, "noise_var_a": float, "noise_var_b": float, "crc32_a": str, "crc32_b": str,
 }  # fmt: skip
+PAIRING_KEYS = {"halves": bool, "a": dict, "b": dict}  # where there are more pairings than the halves
 
 
 # ---------------------------------------------------------------------------- the bytes
@@ -159,7 +160,8 @@ def array_path(path: str | Path, manifest: dict[str, Any], side: str) -> Path:
 def patch_name(manifest: dict[str, Any], k: int) -> str:
     """Name patch `k` in a sentence."""
     entry = manifest["patches"][k]
-    return f"patch {k} (micrograph {entry['micrograph']}, y {entry['y']}, x {entry['x']})"
+    pairing = f", pairing {entry['pairing']}" if "pairing" in entry else ""
+    return f"patch {k} (micrograph {entry['micrograph']}, y {entry['y']}, x {entry['x']}{pairing})"
 
 
 def open_array(path: str | Path, manifest: dict[str, Any], side: str) -> np.ndarray:
@@ -251,6 +253,30 @@ def _check_keys(path: Path, manifest: dict[str, Any]) -> None:
             if not isinstance(entry, dict):
                 raise InputError(f"{path}: {name}: {k} is no mapping; {AGAIN}")
             _check_types(path, entry, keys, f"{name}: {k}: ")
+    _check_pairings(path, manifest)
+
+
+def _check_pairings(path: Path, manifest: dict[str, Any]) -> None:
+    """Refuse a pairing whose a and b share a group of frames, and patches of a pairing that is not there."""
+    pairings = manifest.get("pairings", {})
+    if not isinstance(pairings, dict) or not all(isinstance(about, dict) for about in pairings.values()):
+        raise InputError(f"{path}: pairings is no mapping of mappings; {AGAIN}")
+    for name, about in pairings.items():
+        where = f"pairings: {name}: "
+        _check_types(path, about, PAIRING_KEYS, where)
+        for side in "ab":
+            _check_types(path, about[side], {"groups": list}, f"{where}{side}: ")
+        members = [*about["a"]["groups"], *about["b"]["groups"]]
+        if any(type(k) is not int for k in members) or len(set(members)) < len(members):
+            raise InputError(
+                f"{path}: {where}a has the groups {about['a']['groups']}, b {about['b']['groups']}; wanted numbers "
+                f"without a common one, or their noises are not independent: {AGAIN}"
+            )
+    for k, entry in enumerate(manifest["patches"]):
+        if pairings and entry.get("pairing") not in pairings:
+            raise InputError(
+                f"{path}: patches: {k}: pairing is {entry.get('pairing')!r}; wanted {' or '.join(pairings)}: {AGAIN}"
+            )
 
 
 def _check_types(path: Path, values: dict[str, Any], keys: dict[str, type], where: str) -> None:

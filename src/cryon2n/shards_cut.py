@@ -17,13 +17,14 @@ import torch
 from cryon2n import files, mrcio, shards, shards_bad
 from cryon2n.codeversion import code_version
 from cryon2n.errors import InputError
+from cryon2n.shards_pairings import Pairing, sum_of_groups
 from cryon2n.shards_part import Order, Part
 from cryon2n.shards_tiles import ShardSettings
 
 # What makes the arrays' bytes and the manifest's words.
 CODE = (
-    "shards_write.py", "shards_cut.py", "shards.py", "shards_bad.py", "shards_part.py", "shards_tiles.py", "pair.py",
-    "mrcio.py",
+    "shards_write.py", "shards_cut.py", "shards.py", "shards_bad.py", "shards_pairings.py", "shards_part.py",
+    "shards_tiles.py", "groups.py", "pair.py", "mrcio.py",
 )  # fmt: skip
 # Pixels of a patch that are normalised and cast at once: they stay in the cache, and torch, which takes threads of
 # its own from 32768 on, takes none.
@@ -46,7 +47,9 @@ class Task:
     record : dict
     record_sha256 : str
     positions : list of (y, x)
-        Of its patches, if none is left out.
+        Of its patches, if none is left out; the same in every pairing.
+    pairings : list of Pairing
+        What the patches are cut from.
     mask : Path or None
     code : str
         Of `code`.
@@ -56,12 +59,22 @@ class Task:
     record: dict[str, Any]
     record_sha256: str
     positions: list[tuple[int, int]]
+    pairings: list[Pairing]
     mask: Path | None
     code: str
 
     def half(self, side: str) -> Path:
         """Return the file of a half."""
         return self.path.with_name(f"{self.path.stem}_{side}.mrc")
+
+    def source(self, side: str, pairing: Pairing) -> Path:
+        """Return the file that a pairing's a or b is read from."""
+        return self.half(side) if pairing.stored else self.path.with_name(self.record["group_stack"]["file"])
+
+    @functools.cached_property
+    def patches(self) -> list[tuple[Pairing, int, int]]:
+        """The patches, if none is left out: pairing, y and x, a pairing after the other."""
+        return [(pairing, y, x) for pairing in self.pairings for y, x in self.positions]
 
     @functools.cached_property
     def mask_sha256(self) -> str | None:
@@ -75,9 +88,9 @@ class Task:
         """
         values = {k: v for k, v in asdict(settings).items() if k != "masks"}
         stats = []
-        for side in "ab":
+        for path in dict.fromkeys(self.source(side, pairing) for pairing in self.pairings for side in "ab"):
             with contextlib.suppress(OSError):  # a missing file is told of where it is opened
-                about = self.half(side).stat()
+                about = path.stat()
                 stats.append([about.st_size, about.st_mtime_ns])
         text = json.dumps([values, self.record_sha256, stats, self.mask_sha256, self.code], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
@@ -86,26 +99,31 @@ class Task:
 def bad_patches(task: Task, settings: ShardSettings) -> list[float]:
     """Return the share of bad pixels in each patch of a micrograph, rounded to 6 digits."""
     valid, shape = task.record["valid"], task.record["shape"]
-    with open_half(task, "a") as a, open_half(task, "b") as b:
-        flat = shards_bad.flat_blocks(a, b, valid, (task.record["a"]["scale"], task.record["b"]["scale"]))
     mask = None if task.mask is None else shards_bad.read_mask(task.mask, (shape[0], shape[1]))
-    return [round(share, 6) for share in shards_bad.bad_shares(flat, mask, valid, task.positions, settings.patch)]
+    found: list[float] = []
+    for pairing in task.pairings:
+        with open_half(task, "a", pairing) as a, open_half(task, "b", pairing) as b:
+            flat = shards_bad.flat_blocks(a, b, valid, (pairing.sides["a"]["scale"], pairing.sides["b"]["scale"]))
+        found += shards_bad.bad_shares(flat, mask, valid, task.positions, settings.patch)
+    return [round(share, 6) for share in found]
 
 
 def write_half(
-    task: Task, side: str, positions: list[tuple[int, int]], first: int, part: Part, order: Order
+    task: Task, side: str, chosen: list[tuple[Pairing, int, int]], first: int, part: Part, order: Order
 ) -> list[str]:
-    """Write a half's patches at `positions`, from patch `first` of the array on; returns their CRC-32."""
-    rows = [(y, [x for _, x in row]) for y, row in itertools.groupby(positions, key=lambda position: position[0])]
+    """Write one side of some of a micrograph's patches, from patch `first` of the array on; returns their CRC-32."""
     p = part.shape[1]
-    buffer = np.empty((max((len(xs) for _, xs in rows), default=0), p, p), shards.DTYPE)
     checksums: list[str] = []
-    with open_half(task, side) as image:
-        for y, xs in rows:
-            patches = cut_row(image, y, xs, task.record[side], buffer[: len(xs)], str(task.half(side)))
-            checksums += [shards.crc32(patch) for patch in patches]
-            order.check()
-            part.write(side, first + len(checksums) - len(patches), patches)
+    for pairing, of_pairing in itertools.groupby(chosen, key=lambda patch: patch[0]):
+        rows = [(y, [x for *_, x in row]) for y, row in itertools.groupby(of_pairing, key=lambda patch: patch[1])]
+        buffer = np.empty((max(len(xs) for _, xs in rows), p, p), shards.DTYPE)
+        where = str(task.source(side, pairing))
+        with open_half(task, side, pairing) as image:
+            for y, xs in rows:
+                patches = cut_row(image, y, xs, pairing.sides[side], buffer[: len(xs)], where)
+                checksums += [shards.crc32(patch) for patch in patches]
+                order.check()
+                part.write(side, first + len(checksums) - len(patches), patches)
     return checksums
 
 
@@ -170,16 +188,20 @@ _opening = threading.Lock()  # opening an MRC file changes the process's filters
 
 
 @contextlib.contextmanager
-def open_half(task: Task, side: str) -> Iterator[np.ndarray]:
-    """Open a half, memory-mapped, shape (h, w)."""
-    path = task.half(side)
+def open_half(task: Task, side: str, pairing: Pairing) -> Iterator[np.ndarray]:
+    """Open a half, memory-mapped, or the sum of groups that stands for it in a pairing, shape (h, w)."""
+    path = task.source(side, pairing)
     with contextlib.ExitStack() as stack:
         with _opening:
             mrc = stack.enter_context(mrcio.open_mrc(path))
-        data = mrc.data[0] if mrc.data.ndim == 3 and len(mrc.data) == 1 else mrc.data
-        if list(data.shape) != task.record["shape"]:
+        data, wanted = mrc.data, task.record["shape"]
+        if not pairing.stored:
+            wanted = [len(task.record["groups"]), *wanted]
+        elif data.ndim == 3 and len(data) == 1:
+            data = data[0]
+        if list(data.shape) != wanted:
             raise InputError(
                 f"{path}: holds {' x '.join(map(str, data.shape))} pixels, but its record {task.path.name} says "
-                f"{' x '.join(map(str, task.record['shape']))}; make the halves again"
+                f"{' x '.join(map(str, wanted))}; make the halves again"
             )
-        yield data
+        yield data if pairing.stored else sum_of_groups(data, pairing.groups[side])

@@ -1,5 +1,6 @@
 """Where the patches of a micrograph lie, and the settings that say so."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +23,15 @@ class ShardSettings:
         Largest share of bad pixels in a patch that is kept.
     masks : str or None
         Folder of masks, one image per micrograph, in which what is not 0 is good.
+    pairings : int
+        Pairs of sums of the halves' groups of frames that each patch is cut from; 1 for the halves alone.
     """
 
     patch: int = 1024
     overlap: int = 0
     max_bad: float = 0.05
     masks: str | None = None
+    pairings: int = 1
 
     def __post_init__(self) -> None:
         if self.patch < 32 or not 0 <= self.overlap < self.patch:
@@ -37,6 +41,13 @@ class ShardSettings:
             )
         if not 0 <= self.max_bad <= 1:
             raise InputError(f"shard settings: found max_bad {self.max_bad}; wanted a share from 0 to 1")
+        if self.pairings < 1:
+            raise InputError(f"shard settings: found pairings {self.pairings}; wanted 1 (the halves alone) or more")
+
+
+def most_pairings(groups: int) -> int:
+    """Return in how many ways an even number of groups of frames can be halved into two sums of equally many."""
+    return math.comb(groups, groups // 2) // 2
 
 
 def tile_starts(begin: int, end: int, patch: int, overlap: int) -> list[int]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -96,12 +97,14 @@ def summary(manifest: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in manifest.items() if key not in ("patches", "micrographs", "sha256")}
     about = manifest["micrographs"]
     noise = np.array([[entry["noise_var_a"], entry["noise_var_b"]] for entry in manifest["patches"]])
+    of = Counter(entry["pairing"] for entry in manifest["patches"] if "pairing" in entry)
     return {
         **kept,
         "micrographs": len(about),
         "masked": sum(m["mask_sha256"] is not None for m in about),
         "producers": sorted({str(m["producer"]) for m in about}),
         "alignment": sorted({str(m["alignment"]) for m in about}),
+        **({"patches_of_pairing": dict(of)} if of else {}),
         "noise_var_median": {side: float(np.median(noise[:, k])) for k, side in enumerate("ab")},
     }
 
@@ -119,6 +122,10 @@ def info_text(path: str | Path, manifest: dict[str, Any]) -> str:
         ("left out", f"{manifest['left_out']} patches with more than {manifest['max_bad']:.0%} bad pixels; "
                      f"{about['masked']} micrographs have a mask"),
     ]  # fmt: skip
+    for name, pairing in manifest.get("pairings", {}).items():
+        doses = " and ".join(str(pairing[side]["dose_e_per_A2"]) for side in "ab")
+        lines.append((f"pairing {name}", f"{about['patches_of_pairing'].get(name, 0)} patches, doses {doses} e⁻/Å²"
+                      + (": the halves" if pairing["halves"] else "")))  # fmt: skip
     for side in "ab":
         group = manifest["groups"][side]
         frames, number, dose = (
@@ -196,7 +203,8 @@ def export(path: Path, out: Path, form: str, chosen: list[int] | None = None) ->
                 _write_mrc(temporary, patches, (len(chosen), *manifest["shape"][1:]), manifest["pixel_size_A"], side)
         written.append(target)
     rows = [{"image": i, "patch": k, **manifest["patches"][k]} for i, k in enumerate(chosen)]
-    files.write_table(out / "patches.tsv", rows, PATCH_COLUMNS)
+    columns = PATCH_COLUMNS + (["pairing"] if "pairings" in manifest else [])
+    files.write_table(out / "patches.tsv", rows, columns)
     return [*written, out / "patches.tsv"]
 
 

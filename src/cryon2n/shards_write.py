@@ -17,6 +17,7 @@ from cryon2n import __version__, excluded, files, log, pair, shards, shards_bad,
 from cryon2n.errors import InputError
 from cryon2n.settings import add_settings_arguments, settings_from_arguments
 from cryon2n.shards_cut import Task
+from cryon2n.shards_pairings import Pairing, pairings
 from cryon2n.shards_part import Order, Part, Stopped, open_part
 from cryon2n.shards_tiles import ShardSettings, patch_positions
 
@@ -50,7 +51,7 @@ def write_shards(
     tasks = _plan(train, held_out, settings)
     with open_part(directory, settings.patch) as part:
         try:
-            part.reserve(sum(len(task.positions) for task in tasks))
+            part.reserve(sum(len(task.patches) for task in tasks))
             entries, digests = _write_arrays(tasks, part, settings, threads)
             manifest = _manifest(tasks, held_out, settings, entries, digests)
             part.finish(manifest)
@@ -74,24 +75,32 @@ def _plan(train: list[Path], held_out: dict[str, list[str]], settings: ShardSett
     if settings.masks is not None:
         log.say(f"{settings.masks}: masks of {len(masks)} of the {len(names)} micrographs")
     code = shards_cut.code()
-    return [
+    tasks = [
         Task(
             path,
             record,
             files.sha256_of(path),
             patch_positions(record, settings),
+            pairings(path, record, settings.pairings),
             masks.get(record["micrograph"]),
             code,
         )
         for path, record in zip(train, records, strict=True)
     ]
+    kinds = sorted({str(task.pairings[0].name) for task in tasks})
+    if len(kinds) > 1:
+        raise InputError(
+            f"groups of frames differ among the training micrographs, whose halves are {' and '.join(kinds)}; wanted "
+            f"one kind for shards: pairings {settings.pairings}"
+        )
+    return tasks
 
 
 def _write_arrays(
     tasks: list[Task], part: Part, settings: ShardSettings, threads: int
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Write all patches; returns what the journal says of each micrograph, and the arrays' SHA-256 by side."""
-    order = Order([len(task.positions) for task in tasks])
+    order = Order([len(task.patches) for task in tasks])
     resumed = 0
 
     def work(index: int) -> dict[str, Any]:
@@ -154,8 +163,8 @@ def write_micrograph(
     first = order.place(index, len(kept))
     if earlier and earlier["first"] == first and part.holds(earlier):
         return earlier, True
-    positions = [task.positions[k] for k in kept]
-    checksums = {side: shards_cut.write_half(task, side, positions, first, part, order) for side in "ab"}
+    chosen = [task.patches[k] for k in kept]
+    checksums = {side: shards_cut.write_half(task, side, chosen, first, part, order) for side in "ab"}
     entry = {"micrograph": name, "key": key, "first": first, "kept": kept, "bad": bad, "crc32": checksums}
     part.note(entry)
     return entry, False
@@ -175,22 +184,25 @@ def _manifest(
     patches, micrographs = [], []
     for task, entry in zip(tasks, entries, strict=True):
         record = task.record
-        noise = {f"noise_var_{side}": record[side]["noise_var"] for side in "ab"}
         for k, *checksums in zip(entry["kept"], entry["crc32"]["a"], entry["crc32"]["b"], strict=True):
-            y, x = task.positions[k]
+            pairing, y, x = task.patches[k]
+            which = {} if pairing.name is None else {"pairing": pairing.name}
+            noise = {f"noise_var_{side}": pairing.sides[side]["noise_var"] for side in "ab"}
             crc = {f"crc32_{side}": value for side, value in zip("ab", checksums, strict=True)}
-            patches.append({"micrograph": record["micrograph"], "y": y, "x": x, **noise, **crc})
-        left_out = sorted(set(range(len(task.positions))) - set(entry["kept"]))
+            patches.append({"micrograph": record["micrograph"], **which, "y": y, "x": x, **noise, **crc})
+        left_out = sorted(set(range(len(task.patches))) - set(entry["kept"]))
+        sums = {pairing.name: pairing.sides for pairing in task.pairings if not pairing.stored}
         micrographs.append(
             {
                 "micrograph": record["micrograph"],
                 "first": entry["first"],
                 "patches": len(entry["kept"]),
-                "left_out": [[*task.positions[k], entry["bad"][k]] for k in left_out],
+                "left_out": [_left_out(task.patches[k], entry["bad"][k]) for k in left_out],
                 "mask_sha256": task.mask_sha256,
                 "record_sha256": task.record_sha256,
                 **{key: record.get(key) for key in ("shape", "valid", "producer", "alignment", "dose_weighted")},
                 **{side: record[side] for side in "ab"},
+                **({"pairings": sums} if sums else {}),
             }
         )
     if not patches:
@@ -211,6 +223,7 @@ def _manifest(
         "pixel_size_A": tasks[0].record["pixel_size_A"],
         "units": "normalised, (x - offset) / scale of each half: the same signal in a and b, independent noise",
         "groups": {side: _group([task.record[side] for task in tasks]) for side in "ab"},
+        **_pairings(tasks),
         "overlap": settings.overlap,
         "max_bad": settings.max_bad,
         "left_out": sum(len(about["left_out"]) for about in micrographs),
@@ -222,6 +235,26 @@ def _manifest(
         "micrographs": micrographs,
         "patches": patches,
     }
+
+
+def _left_out(patch: tuple[Pairing, int, int], bad: float) -> list[Any]:
+    """Say which patch was left out: [y, x, share of bad pixels], and its pairing where there are several."""
+    pairing, y, x = patch
+    return [y, x, bad, *([] if pairing.name is None else [pairing.name])]
+
+
+def _pairings(tasks: list[Task]) -> dict[str, Any]:
+    """Say which pairings there are, the halves' first; nothing where the halves are all."""
+    if tasks[0].pairings[0].name is None:
+        return {}
+    found = {}
+    for of_all in zip(*(task.pairings for task in tasks), strict=True):
+        sides = {side: _group([pairing.sides[side] for pairing in of_all]) for side in "ab"}
+        found[of_all[0].name] = {
+            "halves": of_all[0].stored,
+            **{side: {"groups": list(of_all[0].groups[side]), **sides[side]} for side in "ab"},
+        }
+    return {"pairings": found}
 
 
 def _group(sides: list[dict[str, Any]]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from cryon2n.errors import InputError
 from cryon2n.methods import FILTERS, TOPAZ
 from cryon2n.movie_header import MOVIE_ENDINGS
 from cryon2n.shards_bad import find_masks
+from cryon2n.shards_tiles import most_pairings
 from cryon2n.study import REFERENCE_ENDING, all_methods, read_study
 
 # The commands run this checkout's code with the Python that runs Snakemake (under --sdm conda, with the
@@ -102,6 +103,15 @@ def model_of(name):
     return of_micrograph
 
 
+def tuned_on(files):
+    """Give a filter's records or halves: Wiener is fitted like a model, others' setting chosen in validation."""
+
+    def of_method(wildcards):
+        return files("train" if wildcards.method == "wiener" else "val")(wildcards)
+
+    return of_method
+
+
 def record_of(wildcards):
     """Give the record of a micrograph's halves, or of a probe."""
     folder = "probes" if wildcards.mic in PROBES else "halves"
@@ -128,6 +138,20 @@ def masks(wildcards):
         return [str(path) for path in find_masks(folder, FOLDS[wildcards.fold]["train"]).values()]
     except InputError as error:
         raise WorkflowError(str(error)) from None
+
+
+def groups_of_train(wildcards):
+    """Give the stacks of groups that the training micrographs' pairings are made from."""
+    wanted = config["shards"]["pairings"]
+    n = 2 if config["source"]["kind"] == "halves" else config["halves"]["groups"]
+    if wanted > (most := most_pairings(n)):
+        raise WorkflowError(
+            f"config: shards: pairings {wanted}: {n} groups of frames make {most}; lower it, or raise halves: groups "
+            "(to 4 for 3 pairings; halves of another program have 2)"
+        )
+    if wanted == 1:
+        return []
+    return [f"{path.removesuffix('.json')}_groups.mrc" for path in records("train")(wildcards)]
 
 
 def estimates(methods, micrographs):

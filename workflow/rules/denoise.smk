@@ -46,15 +46,10 @@ rule denoise_micrograph:
         "--device {params.device} --threads {threads} 2>&1 | tee {log:q}"
 
 
-def tuned_on(wildcards):
-    """Wiener is fitted like a model, on the training micrographs; others' one setting is chosen on the validation ones."""
-    return "train" if wildcards.method == "wiener" else "val"
-
-
 rule tune_filter:
     input:
-        records=lambda wildcards: records(tuned_on(wildcards))(wildcards),
-        halves=lambda wildcards: halves_of(tuned_on(wildcards))(wildcards),
+        records=tuned_on(records),
+        halves=tuned_on(halves_of),
         excluded="results/{dataset}/halves/excluded.tsv",
     output:
         filter="results/{dataset}/models/{fold}{method}/filter.json",

@@ -4,6 +4,7 @@ Patch shards of the training micrographs.
 REQUIRED INPUTS
     results/{dataset}/halves/ of the training micrographs, excluded.tsv of the audit
     masks of the training micrographs, where the config names a folder of them
+    the micrographs' groups of frames, where shards: pairings is more than 1
 OUTPUTS
     results/{dataset}/shards/train_a.npy, train_b.npy, manifest.json (of each fold: shards/fold-1/)
 """
@@ -17,6 +18,7 @@ rule write_shards:
         halves=halves_of("train"),
         excluded="results/{dataset}/halves/excluded.tsv",
         masks=masks,
+        groups=groups_of_train,
     output:
         manifest="results/{dataset}/shards/{fold}manifest.json",
         a="results/{dataset}/shards/{fold}train_a.npy",
@@ -41,8 +43,10 @@ rule write_shards:
             "shards_cut.py",
             "shards.py",
             "shards_bad.py",
+            "shards_pairings.py",
             "shards_part.py",
             "shards_tiles.py",
+            "groups.py",
             "pair.py",
             "mrcio.py",
         ),
