@@ -274,6 +274,17 @@ def test_the_study_plans_without_a_network(tmp_path):
     assert jobs["denoise_topaz"] == 20 and jobs["fetch_reference"] == 2  # 4 rows; 3 test micrographs, 2 probes
 
 
+def test_the_simulated_study_and_a_cross_validated_one_plan(tmp_path):
+    tree = copy_tree(tmp_path / "tree")
+    jobs = planned(snakemake(tree, "-n", configfile="config/phantom-10025.yaml"))
+    assert jobs["simulate_movie"] == jobs["split_halves"] == 20 and jobs["train_topaz"] == 1
+    if (SHARED / "data" / "apoferritin-10146").is_dir():
+        (tree.parent / "shared").symlink_to(SHARED)
+        jobs = planned(snakemake(tree, "-n", configfile="tests/workflow/apoferritin.yaml"))
+        assert jobs["train_unet"] == jobs["train_topaz"] == jobs["write_shards"] == 7  # folds
+        assert jobs["denoise_micrograph"] == 14 + 2  # each micrograph once, and two probes
+
+
 def test_asking_for_more_movies_than_the_sheet_lists_says_how_to_get_them(tmp_path):
     tree = copy_tree(tmp_path)
     config = yaml.safe_load((tree / "config/config.yaml").read_text())
