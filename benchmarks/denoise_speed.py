@@ -1,7 +1,7 @@
 """Measure how fast micrographs are denoised, beside copying the same bytes and beside Topaz.
 
     PYTHONPATH=src python3 benchmarks/denoise_speed.py [--device auto] [--out DIR] [--weights W] [--micrographs 20]
-        [--repeats 2] [--sections compute command cpu] [--no-compile] [--threads N]
+        [--repeats 2] [--sections compute command stages cpu] [--no-compile] [--threads N]
 
 Sections:
 
@@ -10,10 +10,14 @@ compute
     cuDNN's own choice of kernels, compiled); and all that the device does for it, one after another: copy in, repair,
     normalise, network, copy back.  The command does these side by side.
 command
-    ``cryon2n denoise`` from files to files in a new process, 20 micrographs of 7676 x 7420, float32, against ``cp`` of
-    the same files to the same disk; both until the bytes are on the disk (fsync), and cp also without.  In turn,
-    `--repeats` times.  A run of one micrograph tells the start-up.  All files were just written and lie in the page
-    cache where the memory suffices.
+    ``cryon2n denoise`` from files to files in a new process, 20 micrographs of both sizes, float32, against ``cp`` of
+    the same files to the same disk.  The fair one is ``cp`` with fsync: the command, too, has each micrograph on the
+    disk before it gets its name; ``cp`` without ends while the bytes are in memory.  In turn, `--repeats` times.  A run
+    of one micrograph tells the start-up.  All files were just written and lie in the page cache where the memory
+    suffices.
+stages
+    The same with a network that costs nothing, in this process.  Without a GPU all that one would do is left out, and
+    one image in the CPU's memory stands for the GPU's: what is measured is the CPU's share of the work on a GPU.
 cpu
     CPU-seconds (user and system) of the whole command on the CPU for one micrograph of 4096 x 4096.
 
@@ -39,10 +43,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cryon2n import denoise_model, device, files, log, mrcio, unet
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from denoise_speed import stages  # noqa: E402
+
+from cryon2n import denoise_model, device, files, log, mrcio, unet  # noqa: E402
 
 LARGE, SMALL, SQUARE = (7676, 7420), (3838, 3710), (4096, 4096)
 COLUMNS = ["what", "size", "median", "lowest", "highest", "unit", "note"]
+SECTIONS = ["compute", "command", "stages", "cpu"]
 PIXEL_SIZE = 0.66  # Å
 
 
@@ -145,12 +155,12 @@ def compute(args: argparse.Namespace, weights: Path, shape: tuple[int, int]) -> 
 # ---------------------------------------------------------------------------- command
 
 
-def command(args: argparse.Namespace, weights: Path, sources: list[Path], out: Path, where: str) -> float:
+def command(args: argparse.Namespace, weights: Path, sources: list[Path], out: Path, where: str, *more: str) -> float:
     """Run ``cryon2n denoise`` and return its seconds; what it wrote is removed."""
     threads = ["--threads", str(args.threads)] if args.threads else []
     whole = [sys.executable, "-m", "cryon2n", "denoise", *map(str, sources), "-o", str(out), "--weights", str(weights)]
     began = time.perf_counter()
-    done = subprocess.run([*whole, "--device", where, *threads], capture_output=True, text=True)
+    done = subprocess.run([*whole, "--device", where, *threads, *more], capture_output=True, text=True)
     seconds = time.perf_counter() - began
     if done.returncode != 0 or len(list(out.glob("*.mrc"))) != len(sources):
         raise SystemExit(f"cryon2n denoise gave {done.returncode}:\n{done.stderr}")
@@ -158,49 +168,51 @@ def command(args: argparse.Namespace, weights: Path, sources: list[Path], out: P
     return seconds
 
 
-def copy(sources: list[Path], out: Path) -> tuple[float, float]:
-    """Copy files by ``cp``; return the seconds without and with fsync."""
-    out.mkdir()
-    began = time.perf_counter()
-    subprocess.run(["cp", *map(str, sources), str(out)], check=True)
-    bare = time.perf_counter() - began
-    for path in out.iterdir():
-        with open(path, "rb") as f:
-            os.fsync(f.fileno())
-    seconds = time.perf_counter() - began
-    shutil.rmtree(out)
-    return bare, seconds
-
-
-def files_to_files(args: argparse.Namespace, weights: Path, folder: Path) -> list[dict[str, str]]:
-    """Measure the whole command against copying."""
+@contextlib.contextmanager
+def written(args: argparse.Namespace, folder: Path, shape: tuple[int, int]) -> Iterator[list[Path]]:
+    """Yield micrographs of a shape on the disk; they are removed."""
     sources = [folder / f"m{i:02d}.mrc" for i in range(args.micrographs)]
-    mrcio.write_mrc(sources[0], micrograph(LARGE), PIXEL_SIZE)
+    mrcio.write_mrc(sources[0], micrograph(shape), PIXEL_SIZE)
     for path in sources[1:]:
         shutil.copyfile(sources[0], path)
     os.sync()
-    took: dict[str, list[float]] = {"one": [], "command": [], "bare": [], "cp": []}
-    for _ in range(args.repeats):
-        bare, synced = copy(sources, folder / "copies")
-        took["bare"].append(bare)
-        took["cp"].append(synced)
-        took["one"].append(command(args, weights, sources[:1], folder / "out", args.where.type))
-        took["command"].append(command(args, weights, sources, folder / "out", args.where.type))
-    n, size = len(sources), sum(path.stat().st_size for path in sources)
+    yield sources
     for path in sources:
         path.unlink()
+
+
+def files_to_files(
+    args: argparse.Namespace, weights: Path, folder: Path, shape: tuple[int, int]
+) -> list[dict[str, str]]:
+    """Measure the whole command, or all of it but the network, against copying."""
+
+    def whole(sources: list[Path], timing: Path) -> None:
+        command(args, weights, sources, folder / "out", args.where.type, "--timing", str(timing))
+
+    model = denoise_model.load_model(weights, args.where) if "stages" in args.sections else None
+    with written(args, folder, shape) as sources:
+        n, size = len(sources), sum(path.stat().st_size for path in sources)
+        runs = model, sources, folder, shape, args.repeats, whole if "command" in args.sections else None
+        took, found = stages.measure(*runs)
+    args.stages += found
     rate = f"{size / 1e9:.2f} GB read and written"
-    rows = [
-        row(f"cp, {n} micrographs, in the page cache", LARGE, took["bare"], "s", rate),
-        row(f"cp, {n} micrographs, on the disk", LARGE, took["cp"], "s", rate),
-        row("whole command, 1 micrograph", LARGE, took["one"], "s", "start-up of Python and torch included"),
-        row(f"whole command, {n} micrographs", LARGE, took["command"], "s", rate),
-    ]
-    further = [(c - o) / (n - 1) for c, o in zip(took["command"], took["one"], strict=True)]
-    rows.append(row("whole command, each further micrograph", LARGE, further, "s"))
-    for name, of in (("whole command", took["command"]), ("further micrographs", [n * f for f in further])):
-        ratios = [a / b for a, b in zip(of, took["cp"], strict=True)]
-        rows.append(row(f"{name} / cp on the disk", LARGE, ratios, "ratio"))
+    rows = []
+    for name, seconds in took.items():
+        if seconds.wall:
+            what = "whole command, 1 micrograph" if name == "one" else f"{name}, {n} micrographs"
+            note = "start-up of Python and torch included" if name == "one" else rate
+            rows.append(row(what, shape, seconds.wall, "s", note))
+            rows.append(row(f"{what}, CPU time", shape, seconds.cpu, "CPU-s"))
+    copied = took["cp and fsync"].wall
+    shares = {name: took[name].wall for name in ("no network", "whole command")}
+    further = [(c - o) / (n - 1) for c, o in zip(took["whole command"].wall, took["one"].wall, strict=True)]
+    if further:
+        rows.append(row("whole command, each further micrograph", shape, further, "s"))
+        shares["further micrographs"] = [n * f for f in further]
+    for name, of in shares.items():
+        if of:
+            ratios = [a / b for a, b in zip(of, copied, strict=True)]
+            rows.append(row(f"{name} / cp and fsync", shape, ratios, "ratio"))
     return rows
 
 
@@ -261,8 +273,8 @@ def sections(args: argparse.Namespace, weights: Path, folder: Path) -> Iterator[
         yield from (partial(compute, args, weights, shape) for shape in (LARGE, SMALL))
     if "cpu" in args.sections:
         yield partial(cpu_seconds, args, weights, folder)
-    if "command" in args.sections:
-        yield partial(files_to_files, args, weights, folder)
+    if {"command", "stages"} & set(args.sections):
+        yield from (partial(files_to_files, args, weights, folder, shape) for shape in args.sizes)
     yield partial(topaz, args)
 
 
@@ -276,7 +288,9 @@ def main() -> int:
     parser.add_argument("--weights", type=Path, help="default: random ones")
     parser.add_argument("--micrographs", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--sections", nargs="+", choices=["compute", "command", "cpu"], default=None)
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
+    parser.add_argument("--sizes", nargs="+", choices=["large", "small"], default=["large", "small"],
+                        help="of micrographs for command and stages")  # fmt: skip
     parser.add_argument("--no-compile", dest="compile", action="store_false")
     args = parser.parse_args()
     if args.micrographs < 2 or args.repeats < 1:
@@ -284,7 +298,7 @@ def main() -> int:
     log.set_stage("denoise-speed")
     device.keep_freed_memory()
     args.where = device.choose(args.device, args.threads)
-    args.sections = args.sections or ["compute", "command", "cpu"]
+    args.sizes, args.stages = [{"large": LARGE, "small": SMALL}[name] for name in args.sizes], []
     for place in (args.out, args.folder or args.out):
         place.mkdir(parents=True, exist_ok=True)
     head = f"# {machine(args.where)}"
@@ -296,7 +310,12 @@ def main() -> int:
             # After each: what has been measured is kept whatever comes.
             lines = ["\t".join(COLUMNS), *("\t".join(r[c] for c in COLUMNS) for r in rows)]
             files.write_text(args.out / f"{args.where.type}.tsv", "\n".join([head, *lines]) + "\n")
+            if args.stages:
+                found = ["\t".join(stages.COLUMNS), *("\t".join(r[c] for c in stages.COLUMNS) for r in args.stages)]
+                files.write_text(args.out / f"{args.where.type}-stages.tsv", "\n".join([head, *found]) + "\n")
     print("\n".join([head, *lines]))
+    if args.stages:
+        print(f"\nSeconds of each stage, all threads together:\n{stages.table(args.stages)}")
     return 0
 
 

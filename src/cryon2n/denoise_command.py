@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch
 
-from cryon2n import denoise_live, denoise_scale, device, log, micrograph_inputs, micrograph_outputs
+from cryon2n import denoise_live, denoise_scale, denoise_timing, device, log, micrograph_inputs, micrograph_outputs
 from cryon2n.denoise_devices import Worker, parse_devices, run_on_devices
 from cryon2n.denoise_done import DONE, FAILED, WAS_DONE, Finished, write_summary
 from cryon2n.denoise_many import Job, Pipeline
 from cryon2n.denoise_model import Model, load_model
 from cryon2n.denoise_tiles import SMALLEST
+from cryon2n.denoise_timing import lap
 from cryon2n.denoise_uncertainty import calibrate, read_calibration, write_calibration
 from cryon2n.errors import InputError
 from cryon2n.micrograph_inputs import Micrograph
@@ -48,21 +49,37 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--precision", choices=["auto", "float32", "bfloat16"], default="auto")
     add("--tile", type=int, metavar="PIXELS", help="side of the regions denoised at once; default: by the device")
     add("--compile", action="store_true", help="compile the network; for hundreds of micrographs of one size")
+    add("--timing", type=Path, metavar="TSV", help="write where the time went: seconds of each stage")
     add("--devices", nargs="+", metavar="D", help="several GPUs: all, or their numbers; instead of --device")
     device.add_arguments(parser)
 
 
 def _run(args: argparse.Namespace) -> int:
     _check(args)
+    if args.timing is None:
+        return _denoise(args)
+    with denoise_timing.recording() as timing:
+        timing.add_start()
+        try:
+            return _denoise(args)
+        finally:
+            timing.write(args.timing)
+
+
+def _denoise(args: argparse.Namespace) -> int:
     device.keep_freed_memory()
-    micrographs = [] if args.live else _find(args)
+    with lap("find micrographs"):
+        micrographs = [] if args.live else _find(args)
     where = str(device.choose("cpu" if args.devices else args.device, args.threads))
     devices = parse_devices(args.devices) if args.devices else [where]
     several = len(devices) > 1
+    if several and args.timing is not None:
+        raise InputError("--timing: tells of one process; leave it out, or take one device")
     if not several and ":" in devices[0]:
         torch.cuda.set_device(devices[0])
     # With several devices only for its card and checksum: each worker loads its own.
-    model = load_model(args.weights, "cpu" if several else devices[0], args.precision, args.tile, args.compile)
+    with lap("load weights"):
+        model = load_model(args.weights, "cpu" if several else devices[0], args.precision, args.tile, args.compile)
     job = Job(
         out=args.out or Path(),
         pixel_size=args.pixel_size,

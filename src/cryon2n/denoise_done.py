@@ -105,7 +105,9 @@ def write_record(path: Path, inputs: Sequence[Path], stamps: Sequence[list[int]]
         "outputs": {name: [os.path.relpath(p, path.parent), *files.stamp(p)] for name, p in outputs.items()},
         "summary": asdict(row),
     }
-    files.write_json(path, record)
+    # A sync waits for all that the file system's journal holds, also of the other micrographs.  A record that a power
+    # cut damages, or leaves beside other outputs than its own, tells of nothing done: `find_done`.
+    files.write_json(path, record, synced=False)
 
 
 def find_done(path: Path, inputs: Sequence[Path], made_with: Mapping[str, Any]) -> Finished | None:

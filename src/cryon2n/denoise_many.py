@@ -1,8 +1,9 @@
 """Denoise micrographs one after another: while one is computed, the next are read and the ones before are written.
 
-Threads read ahead; on a GPU they also copy, repair and normalise, each on a stream of its own.  The network runs in the
-thread that asks for results.  Others copy back and write.  No more than `Threads.ahead` micrographs wait to be computed
-and as many to be written, so memory is bounded whatever the disk does.  Results come in the order of the micrographs.
+Threads read ahead; on a GPU they also repair and normalise, each on a stream of its own.  The network runs in the
+thread that asks for results.  Others copy back and write.  No more than `Pipeline.ahead` micrographs wait to be
+computed and as many to be written, so memory is bounded whatever the disk does.  Results come in the order of the
+micrographs.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,10 +21,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from cryon2n import __version__, denoise_model, device, files, micrograph_inputs, micrograph_outputs
+from cryon2n import (
+    __version__,
+    denoise_model,
+    denoise_staging,
+    denoise_timing,
+    device,
+    files,
+    micrograph_inputs,
+    micrograph_outputs,
+)
 from cryon2n.denoise_done import DONE, FAILED, Finished, Row, find_done, write_record
 from cryon2n.denoise_model import Denoised, Model, Prepared, Wanted
+from cryon2n.denoise_staging import own_stream
 from cryon2n.denoise_tiles import out_of_memory
+from cryon2n.denoise_timing import lap
 from cryon2n.errors import InputError
 from cryon2n.micrograph_inputs import Micrograph, MicrographImage
 
@@ -98,30 +110,19 @@ class Job:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A micrograph that was read.  `ready` is None where it is still to be prepared."""
+    """A micrograph that was read.
+
+    `sources` hold what the files say beside the pixels.  Of `pixels` and `ready` there is one: still to be prepared, or
+    prepared.
+    """
 
     paths: tuple[Path, ...]
     stamps: list[list[int]]
-    images: list[MicrographImage]
+    sources: list[MicrographImage]
+    pixels: list[torch.Tensor]
     pixel_size: float | None
     began: float
     ready: Prepared | None = None
-
-
-_own = threading.local()
-
-
-@contextlib.contextmanager
-def own_stream(where: torch.device) -> Iterator[None]:
-    """Work on a stream of this thread's own; at the end of the block it is done.  Nothing of the kind on a CPU."""
-    if where.type != "cuda":
-        yield
-        return
-    if not hasattr(_own, "stream"):
-        _own.stream = torch.cuda.Stream(where)
-    with torch.cuda.stream(_own.stream):
-        yield
-    _own.stream.synchronize()
 
 
 class Pipeline:
@@ -133,14 +134,16 @@ class Pipeline:
     job : Job
     stop : Event or None
         Set at the end; ends an iterable of micrographs that waits for it.
+    ahead : int or None
+        Micrographs that are read ahead, and that are written while others are computed; None: by the device.
     """
 
-    def __init__(self, model: Model, job: Job, stop: threading.Event | None = None):
+    def __init__(self, model: Model, job: Job, stop: threading.Event | None = None, ahead: int | None = None):
         self.model, self.job = model, job
         self.made_with, self.device = job.made_with(model), device.describe(model.where)
         on_gpu = model.where.type == "cuda"
         # On a CPU the network takes all cores: more threads would only hold memory.
-        self.ahead = min(4, os.cpu_count() or 1) if on_gpu else 1
+        self.ahead = ahead or (min(4, os.cpu_count() or 1) if on_gpu else 1)
         self.room = threading.Semaphore(self.ahead)
         self.read: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.unwritten: deque[tuple[Micrograph, Future[Finished] | Finished]] = deque()
@@ -177,7 +180,8 @@ class Pipeline:
     def _compute_all(self, writing: ThreadPoolExecutor) -> Iterator[Finished]:
         while True:
             try:
-                item = self.read.get(timeout=LOOK)
+                with lap("wait for reading"):
+                    item = self.read.get(timeout=LOOK)
             except queue.Empty:
                 yield from self._settled(self.ahead)
                 continue
@@ -188,7 +192,8 @@ class Pipeline:
             micrograph, future = item
             began = time.monotonic()
             try:
-                loaded = future.result()
+                with lap("wait for reading"):
+                    loaded = future.result()
                 del item, future  # which hold the image as it was read
                 if isinstance(loaded, Finished):
                     self.unwritten.append((micrograph, loaded))
@@ -214,7 +219,8 @@ class Pipeline:
                 if len(self.unwritten) <= most and not result.done():
                     return
                 try:
-                    result = result.result()
+                    with lap("wait for writing"):
+                        result = result.result()
                 except FAILURES as error:
                     result = self._failed(micrograph, error, time.monotonic())
             self.unwritten.popleft()
@@ -232,49 +238,65 @@ class Pipeline:
             done = None if job.again else find_done(self._beside(micrograph.name, "json"), paths, self.made_with)
             if done is not None:
                 return done
-        stamps = [files.stamp(p) for p in paths]
-        images = [self._read(p) for p in paths]
-        # 1 Å is what many programs write into a header when they do not know.
-        headers = (image.pixel_size for image in images if image.pixel_size != 1.0)
-        size = next((s for s in (job.pixel_size, micrograph.pixel_size, *headers) if s is not None), None)
-        loaded = Loaded(paths, stamps, images, size, began)
-        if self.model.where.type == "cuda":
+        stamps, where = [files.stamp(p) for p in paths], self.model.where
+        if where.type == "cuda":
             # Where there is no room for it now, it is prepared when the ones before are done.
-            with contextlib.suppress(torch.OutOfMemoryError), own_stream(self.model.where):
-                loaded = self._prepared(loaded)
-        return loaded
+            with contextlib.suppress(MemoryError, torch.OutOfMemoryError), own_stream(where):
+                return self._prepared(self._read(micrograph, paths, stamps, began, where))
+        return self._read(micrograph, paths, stamps, began, torch.device("cpu"))
 
-    def _read(self, path: Path) -> MicrographImage:
-        try:
-            return micrograph_inputs.read(path)
-        except FAILURES:
-            raise
-        except Exception as error:  # a file nobody thought of must not end the others
-            raise InputError(
-                f"{path}: cannot be read ({type(error).__name__}: {error}); copy or make it again"
-            ) from None
+    def _read(
+        self,
+        micrograph: Micrograph,
+        paths: tuple[Path, ...],
+        stamps: list[list[int]],
+        began: float,
+        where: torch.device,
+    ) -> Loaded:
+        """Read a micrograph's pixels into the memory of a device."""
+        sources, pixels = [], []
+
+        def room(shape: tuple[int, int]) -> Iterator[np.ndarray]:
+            pixels.append(denoise_staging.empty(shape, where))
+            return denoise_staging.filling(pixels[-1])
+
+        for path in paths:
+            try:
+                sources.append(micrograph_inputs.read(path, room))
+            except FAILURES:
+                raise
+            except Exception as error:  # a file nobody thought of must not end the others
+                raise InputError(
+                    f"{path}: cannot be read ({type(error).__name__}: {error}); copy or make it again"
+                ) from None
+        # 1 Å is what many programs write into a header when they do not know.
+        headers = (source.pixel_size for source in sources if source.pixel_size != 1.0)
+        size = next((s for s in (self.job.pixel_size, micrograph.pixel_size, *headers) if s is not None), None)
+        return Loaded(paths, stamps, sources, pixels, size, began)
 
     def _prepared(self, loaded: Loaded) -> Loaded:
-        """Prepare what was read, and keep of it only what is to be written."""
-        images = [image.image for image in loaded.images]
+        """Prepare what was read, and let go of it."""
         names = [str(path) for path in loaded.paths]
-        ready = denoise_model.prepare(images, self.model, loaded.pixel_size, self.job.rescale, names)
-        bare = [replace(image, image=np.empty((0, 0), np.float32)) for image in loaded.images]
-        return replace(loaded, images=bare, ready=ready)
+        with lap("repair and normalise"):
+            ready = denoise_model.prepare(loaded.pixels, self.model, loaded.pixel_size, self.job.rescale, names)
+        return replace(loaded, pixels=[], ready=ready)
 
     def _compute(
         self, micrograph: Micrograph, loaded: Loaded, writing: ThreadPoolExecutor
     ) -> Future[Finished] | Finished:
-        job, model, prepared, done = self.job, self.model, loaded.ready, None
+        job, model, prepared, ends = self.job, self.model, loaded.ready, []
         if model.where.type == "cuda":
+            stream, timed = torch.cuda.current_stream(model.where), denoise_timing.now() is not None
+            ends = [torch.cuda.Event(enable_timing=timed, blocking=True) for _ in range(2)]
             for image in prepared.images:  # made on another stream
-                image.record_stream(torch.cuda.current_stream(model.where))
-        result = denoise_model.compute(prepared, model, Wanted(job.uncertainty, job.signal_free, job.sums))
-        if result.sigma is not None:
-            result.sigma.mul_(job.factor)
-        if model.where.type == "cuda":
-            done = torch.cuda.Event(blocking=True)
-            done.record(torch.cuda.current_stream(model.where))
+                image.record_stream(stream)
+            ends[0].record(stream)
+        with lap("network"):
+            result = denoise_model.compute(prepared, model, Wanted(job.uncertainty, job.signal_free, job.sums))
+            if result.sigma is not None:
+                result.sigma.mul_(job.factor)
+        if ends:
+            ends[1].record(stream)
         row = Row(
             micrograph.name,
             DONE,
@@ -289,38 +311,43 @@ class Pipeline:
         )
         if not job.images:
             return Finished(row, sums=result.sums)
-        return writing.submit(self._write, replace(loaded, ready=None), result, row, done)
+        return writing.submit(self._write, replace(loaded, ready=None), result, row, ends)
 
-    def _write(self, loaded: Loaded, result: Denoised, row: Row, done: torch.cuda.Event | None) -> Finished:
-        job, made = self.job, {}
-        target = job.out / f"{row.micrograph}.mrc"
-        source = replace(loaded.images[0], pixel_size=loaded.pixel_size)
-        if done is not None:
-            done.synchronize()
-        image = self._fetch(result.image)
-        made["micrograph"] = target
-        micrograph_outputs.write(target, image, source, dtype=job.dtype, label=LABEL)
-        if result.sigma is not None:
-            made["uncertainty"] = self._beside(row.micrograph, "mrc")
-            sigma = self._fetch(result.sigma)
-            micrograph_outputs.write(made["uncertainty"], sigma, source, dtype=job.dtype, label=SIGMA_LABEL)
-        if job.quicklook:
-            made["quicklook"] = self._beside(row.micrograph, "png")
-            micrograph_outputs.write_quicklook(made["quicklook"], image)
+    def _write(self, loaded: Loaded, result: Denoised, row: Row, ends: Sequence[torch.cuda.Event]) -> Finished:
+        """Write what was made of a micrograph; `ends`: when the GPU begins and has done it."""
+        job, made = self.job, {"micrograph": self.job.out / f"{row.micrograph}.mrc"}
+        source = replace(loaded.sources[0], pixel_size=loaded.pixel_size)
+        if ends:
+            with lap("wait for the network"):
+                ends[1].synchronize()
+            if (timing := denoise_timing.now()) is not None:
+                timing.add("network, on the GPU", ends[0].elapsed_time(ends[1]) / 1e3)
+        with own_stream(self.model.where):
+            self._write_image(made["micrograph"], result.image, source, LABEL)
+            if result.sigma is not None:
+                made["uncertainty"] = self._beside(row.micrograph, "mrc")
+                self._write_image(made["uncertainty"], result.sigma, source, SIGMA_LABEL)
+            if job.quicklook:
+                made["quicklook"] = self._beside(row.micrograph, "png")
+                with lap("quick look"):
+                    micrograph_outputs.write_quicklook(made["quicklook"], result.image.cpu().numpy())
         row = replace(row, seconds=round(time.monotonic() - loaded.began, 3))
-        write_record(self._beside(row.micrograph, "json"), loaded.paths, loaded.stamps, self.made_with, made, row)
+        with lap("record"):
+            record = self._beside(row.micrograph, "json")
+            write_record(record, loaded.paths, loaded.stamps, self.made_with, made, row)
         return Finished(row, made)
+
+    def _write_image(self, path: Path, image: torch.Tensor, source: MicrographImage, label: str) -> None:
+        with lap("statistics"):
+            if denoise_staging.is_far(image):
+                numbers = denoise_staging.statistics(image)
+            else:
+                numbers = micrograph_outputs.statistics(image.numpy())
+        pieces, dtype = denoise_staging.fetched(image), self.job.dtype
+        micrograph_outputs.write_pieces(path, image.shape, pieces, numbers, source, dtype=dtype, label=label)
 
     def _beside(self, name: str, ending: str) -> Path:
         return self.job.out / FOLDERS[ending] / f"{name}.{ending}"
-
-    def _fetch(self, image: torch.Tensor) -> np.ndarray:
-        if image.device.type != "cuda":
-            return image.numpy()
-        with own_stream(image.device):
-            buffer = torch.empty(image.shape, dtype=image.dtype, pin_memory=True)
-            buffer.copy_(image, non_blocking=True)
-        return buffer.numpy()
 
     def _failed(self, micrograph: Micrograph, error: BaseException, began: float) -> Finished:
         seconds = round(time.monotonic() - began, 3)

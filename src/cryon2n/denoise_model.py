@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cryon2n import denoise_scale, device, files
+from cryon2n import denoise_scale, denoise_staging, device, files
 from cryon2n.denoise_repair import Repaired, grey_levels, repair_pixels
 from cryon2n.denoise_scale import Scaling, choose_scaling
 from cryon2n.denoise_tiles import Tiled
@@ -147,18 +147,21 @@ def load_model(
     return Model(Tiled(net, precision, tile, compiled), card, files.sha256_of(path), name)
 
 
-def upload(image: np.ndarray, where: torch.device) -> torch.Tensor:
-    """Copy an image (h, w) of any real type to the device, as float32; on a GPU through page-locked memory."""
-    if where.type != "cuda":
-        return torch.from_numpy(np.array(image, np.float32, order="C"))
-    buffer = torch.empty(image.shape, pin_memory=True)
-    np.copyto(buffer.numpy(), image, casting="unsafe")
-    return buffer.to(where, non_blocking=True)
+def upload(image: np.ndarray | torch.Tensor, where: torch.device) -> torch.Tensor:
+    """Copy an image (h, w) of any real type to the device, as float32; a tensor that is there already is itself."""
+    if isinstance(image, torch.Tensor):
+        return image.to(where)
+    x = denoise_staging.empty(image.shape, where)
+    flat, at = np.ascontiguousarray(image).reshape(-1), 0
+    for piece in denoise_staging.filling(x):
+        np.copyto(piece, flat[at : at + piece.size], casting="unsafe")
+        at += piece.size
+    return x
 
 
 @torch.no_grad()
 def prepare(
-    images: Sequence[np.ndarray],
+    images: Sequence[np.ndarray | torch.Tensor],
     model: Model,
     pixel_size: float | None = None,
     rescale: str = "auto",
@@ -169,7 +172,8 @@ def prepare(
     Parameters
     ----------
     images : one or two ndarrays, shape (h, w)
-        Halves of equal exposure get one scale, others each its own.
+        Halves of equal exposure get one scale, others each its own.  Tensors, float32, are taken too, and repaired in
+        place where they are on the model's device.
     model : Model
     pixel_size : float or None
         In Å; None where it is not known.

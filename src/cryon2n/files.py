@@ -17,11 +17,12 @@ CHUNK = 1 << 22  # bytes that are hashed at a time: so many that other threads a
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, synced: bool = True) -> Iterator[Path]:
     """Give a temporary name beside `path`; rename it to `path` only if the block ends well.
 
     The name holds host and process, so that two writers never share it.  The file is synced
-    before the rename, so that a power cut cannot leave a short file under the final name.
+    before the rename, so that a power cut cannot leave a short file under the final name; not `synced`
+    is for what may be lost then, because it is made anew where it is damaged.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,8 +30,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{socket.gethostname()}-{os.getpid()}.tmp{path.suffix}")
     try:
         yield temporary
-        with open(temporary, "rb") as f:
-            os.fsync(f.fileno())
+        if synced:
+            with open(temporary, "rb") as f:
+                os.fsync(f.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -57,15 +59,15 @@ def check_sha256(text: str | None, where: str) -> None:
         raise InputError(f"{where}: found {text!r}, wanted a SHA-256 of 64 lower-case hex digits")
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write a text file atomically."""
-    with atomic_path(path) as temporary:
+def write_text(path: str | Path, text: str, synced: bool = True) -> None:
+    """Write a text file atomically; `synced` as for `atomic_path`."""
+    with atomic_path(path, synced) as temporary:
         temporary.write_text(text)
 
 
-def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON atomically, readable and in the order given."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+def write_json(path: str | Path, value: Any, synced: bool = True) -> None:
+    """Write JSON atomically, readable and in the order given; `synced` as for `atomic_path`."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n", synced)
 
 
 def read_json(path: str | Path) -> Any:

@@ -3,20 +3,25 @@
 MRC2014: https://www.ccpem.ac.uk/mrc-format/mrc2014/.  Everything appears under its name only when it is whole.
 """
 
+import contextlib
+import os
 import struct
+from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from mrcfile.dtypes import HEADER_DTYPE
 from PIL import Image
 
 from cryon2n import __version__, files
+from cryon2n.denoise_timing import lap
 from cryon2n.errors import InputError
 from cryon2n.frames import IMOD_MAGIC, IMOD_STAMP, PACKED
 from cryon2n.micrograph_image import SIGNED, MicrographImage
 from cryon2n.micrograph_star import StarRow, write_star
 
-__all__ = ["StarRow", "statistics", "write", "write_quicklook", "write_star"]
+__all__ = ["StarRow", "statistics", "write", "write_pieces", "write_quicklook", "write_star"]
 
 MODES = {"float32": 2, "float16": 12}
 STAMPS = {"<": (0x44, 0x44, 0, 0), ">": (0x11, 0x11, 0, 0)}
@@ -31,12 +36,31 @@ QUICKLOOK = 1024  # pixels
 
 
 def write(path: str | Path, image: np.ndarray, source: MicrographImage, *, dtype: str = "float32", label: str) -> None:
+    """Write an image (h, w) as an MRC file; the rest as `write_pieces`."""
+    flat = np.ascontiguousarray(image, np.float32).reshape(-1)
+    write_pieces(path, image.shape, [flat], statistics(flat), source, dtype=dtype, label=label)
+
+
+def write_pieces(
+    path: str | Path,
+    shape: tuple[int, int],
+    pieces: Iterable[np.ndarray],
+    numbers: tuple[float, float, float, float],
+    source: MicrographImage,
+    *,
+    dtype: str = "float32",
+    label: str,
+) -> None:
     """Write an image as an MRC file, with all that the source's header says and still holds.
 
     Parameters
     ----------
     path : path
-    image : ndarray, shape (h, w)
+    shape : (h, w)
+    pieces : iterable of ndarray, shape (n,), float32
+        One after another all its pixels; one is done with when the next is asked for.
+    numbers : tuple of float
+        Its `statistics`.
     source : MicrographImage
         Gives the header and the pixel size (Å); its image is not looked at.
     dtype : str
@@ -50,25 +74,41 @@ def write(path: str | Path, image: np.ndarray, source: MicrographImage, *, dtype
         The image holds NaN or infinity, or does not fit into float16: values beyond 65504, or rounding that would
         change it by more than 5 % of its standard deviation.
     """
-    order = source.header.order if source.header else "<"
-    data = np.ascontiguousarray(image, np.dtype(np.float32).newbyteorder(order))
-    low, high, mean, rms = statistics(data)
-    if not np.isfinite((low, high, mean, rms)).all():
+    low, high, mean, rms = numbers
+    if not np.isfinite(numbers).all():
         raise InputError(f"{path}: the result holds NaN or infinity; nothing is written: check the micrograph")
-    if dtype == "float16":
-        data, change = _as_half(path, data, rms)
-        # Rounding keeps the order of values, so the least stays the least.
-        low, high, mean = np.float16(low), np.float16(high), mean + change
-        # Not determined, as the standard allows: mrcfile (1.5.4) sums float16 in float16 when it validates, which
-        # overflows, and calls the right value wrong.
-        rms = -1.0
-    header = _header(image.shape, source, MODES[dtype], order)
-    header["dmin"], header["dmax"], header["dmean"], header["rms"] = low, high, mean, rms
+    order = source.header.order if source.header else "<"
     extended = source.header.extended if source.header else b""
-    with files.atomic_path(path) as temporary, open(temporary, "wb") as file:
+    stored, change, error = np.dtype(dtype).newbyteorder(order), 0.0, 0.0
+    header = _header(shape, source, MODES[dtype], order)
+    with lap("sync and rename"), files.atomic_path(path) as temporary, open(temporary, "wb") as file:
+        at = file.write(bytes(header.nbytes)) + file.write(extended)
+        for piece in pieces:
+            if dtype == "float16":
+                with lap("convert"):
+                    piece, change, error = _as_half(piece, stored, change, error)
+            with lap("write"):
+                size = file.write(memoryview(piece.astype(stored, copy=False).view(np.uint8)))
+                _begin_writing_back(file, at, size)
+            at += size
+        if dtype == "float16":
+            n = shape[0] * shape[1]
+            _check_half(path, max(-low, high), rms, error / n)
+            # Rounding keeps the order of values, so the least stays the least.
+            low, high, mean = np.float16(low), np.float16(high), mean + change / n
+            # Not determined, as the standard allows: mrcfile (1.5.4) sums float16 in float16 when it validates, which
+            # overflows, and calls the right value wrong.
+            rms = -1.0
+        header["dmin"], header["dmax"], header["dmean"], header["rms"] = low, high, mean, rms
+        file.seek(0)
         file.write(_with_label(header, label))
-        file.write(extended)
-        file.write(memoryview(data.reshape(-1).view(np.uint8)))
+
+
+def _begin_writing_back(file: BinaryIO, at: int, size: int) -> None:
+    """Have the system begin to write bytes of a file to the disk, which waits for the sync otherwise."""
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(file.fileno(), at, size, os.POSIX_FADV_DONTNEED)
 
 
 def statistics(image: np.ndarray) -> tuple[float, float, float, float]:
@@ -85,26 +125,28 @@ def statistics(image: np.ndarray) -> tuple[float, float, float, float]:
     return float(low), float(high), float(pivot + first), float(np.sqrt(max(0.0, second - first**2)))
 
 
-def _as_half(path: str | Path, data: np.ndarray, rms: float) -> tuple[np.ndarray, float]:
-    """Return an image as float16 and how its mean is changed; an image that is changed too much raises `InputError`."""
-    half = np.empty(data.shape, np.dtype(np.float16).newbyteorder(data.dtype.byteorder))
-    exact, rounded, change, error = data.reshape(-1), half.reshape(-1), 0.0, 0.0
+def _as_half(exact: np.ndarray, stored: np.dtype, change: float, error: float) -> tuple[np.ndarray, float, float]:
+    """Return pixels (n,) as float16, and the sums of all changes and of their squares with those of these pixels."""
+    rounded = np.empty(exact.shape, stored)
     for at in range(0, exact.size, CHUNK):
         part = slice(at, at + CHUNK)
         with np.errstate(over="ignore"):
             rounded[part] = exact[part]
         difference = rounded[part].astype(np.float32) - exact[part]
         change, error = change + float(difference.sum()), error + float(difference @ difference)
-    if not np.isfinite(error):
-        peak = float(np.abs(data).max())
+    return rounded, change, error
+
+
+def _check_half(path: str | Path, peak: float, rms: float, square: float) -> None:
+    """Raise `InputError` where float16 changes an image too much; `square`: mean squared change."""
+    if not np.isfinite(square):
         raise InputError(f"{path}: values reach {peak:.6g}, float16 holds at most {HALF_LIMIT}; take --dtype float32")
-    error = np.sqrt(error / data.size)
+    error = np.sqrt(square)
     if error > HALF_ERROR * rms:
         raise InputError(
             f"{path}: rounding to float16 would change the image by {error / rms:.1%} of its standard deviation "
             f"(at most {HALF_ERROR:.0%} is wanted); take --dtype float32"
         )
-    return half, change / data.size
 
 
 def _header(shape: tuple[int, int], source: MicrographImage, mode: int, order: str) -> np.ndarray:

@@ -108,6 +108,7 @@ def write_mrc(path: str | Path, data: np.ndarray, pixel_size: float, label: str 
 
 
 def mark_unsigned(header: np.recarray) -> None:
-    """Say in an MRC header of mode 0 that its bytes are unsigned: IMOD's mark, with flag 0."""
-    header.imodStamp = 1146047817
-    header.imodFlags = 0
+    """Say in an MRC header of mode 0 that its bytes are unsigned: IMOD's mark at byte 152, with flag 0."""
+    extra = bytearray(header.extra2.tobytes())  # from byte 112; mrcfile names no field of the mark
+    extra[40:48] = np.array([1146047817, 0], header.nx.dtype).tobytes()
+    header.extra2 = np.void(bytes(extra))

@@ -176,10 +176,10 @@ def test_whose_pixel_size_it_is(tmp_path, weights):
 def test_an_unforeseen_fault_of_one_file_does_not_end_the_others(tmp_path, weights, monkeypatch):
     real = denoise_many.micrograph_inputs.read
 
-    def read(path):
+    def read(path, room):
         if path.name == "m1.mrc":
             raise ZeroDivisionError("nobody thought of this")
-        return real(path)
+        return real(path, room)
 
     for i in range(3):
         write_micrograph(tmp_path / "in" / f"m{i}.mrc", i)
@@ -211,13 +211,13 @@ def test_no_more_than_a_few_micrographs_are_in_memory(tmp_path, weights, monkeyp
     for i in range(12):
         write_micrograph(tmp_path / "in" / f"m{i:02d}.mrc", i)
     now, most, lock = set(), [0], threading.Lock()
-    real_read, real_write = denoise_many.micrograph_inputs.read, denoise_many.micrograph_outputs.write
+    real_read, real_write = denoise_many.micrograph_inputs.read, denoise_many.micrograph_outputs.write_pieces
 
-    def read(path):
+    def read(path, room):
         with lock:
             now.add(path.name)
             most[0] = max(most[0], len(now))
-        return real_read(path)
+        return real_read(path, room)
 
     def write(path, *args, **kwargs):
         time.sleep(0.02)  # a slow disk
@@ -226,7 +226,7 @@ def test_no_more_than_a_few_micrographs_are_in_memory(tmp_path, weights, monkeyp
             now.remove(path.name)
 
     monkeypatch.setattr(denoise_many.micrograph_inputs, "read", read)
-    monkeypatch.setattr(denoise_many.micrograph_outputs, "write", write)
+    monkeypatch.setattr(denoise_many.micrograph_outputs, "write_pieces", write)
     assert run(weights, tmp_path / "in", "-o", tmp_path / "out") == 0
     assert most[0] <= 3  # one being read or computed, two to be written
 

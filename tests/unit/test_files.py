@@ -3,6 +3,7 @@
 import argparse
 import bz2
 import gzip
+import struct
 from dataclasses import dataclass, field
 
 import mrcfile
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cryon2n import cli, files, mrcio, settings
+from cryon2n import cli, files, micrograph_image, mrcio, settings
 from cryon2n.errors import InputError
 from making import white
 
@@ -105,6 +106,13 @@ def test_an_mrc_file_comes_back_and_is_valid(tmp_path, dtype, shape):
         assert mrc.header.label[0].decode().startswith("cryon2n") and b"a label" in mrc.header.label[0]
         assert mrc.is_image_stack() == (len(shape) == 3)
         assert (mrc.header.mode == 0) == (dtype == np.uint8)
+
+
+def test_bytes_above_127_are_marked_unsigned_and_read_so(tmp_path):
+    counts = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    mrcio.write_mrc(tmp_path / "x.mrc", counts, 1.5, "counts")
+    assert struct.unpack_from("<2i", (tmp_path / "x.mrc").read_bytes(), 152) == (1146047817, 0)  # IMOD's mark
+    np.testing.assert_array_equal(micrograph_image.read(tmp_path / "x.mrc").image, counts)
 
 
 @pytest.mark.parametrize(("pack", "ending"), [(gzip.compress, ".gz"), (bz2.compress, ".bz2")])

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import mrcfile
 import numpy as np
@@ -13,7 +14,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cryon2n import denoise_tiles, files, loaders, movies, mrcio, split, unet, verify
+from cryon2n import (
+    denoise_staging,
+    denoise_tiles,
+    files,
+    loaders,
+    micrograph_outputs,
+    movies,
+    mrcio,
+    split,
+    unet,
+    verify,
+)
 from making import command, field, frames, random_net, white, write_movie, write_pairs, write_shards, write_weights
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -78,6 +90,48 @@ def test_many_micrographs_on_the_gpu_are_those_of_the_cpu(tmp_path, plain_float3
     rows = [files.read_table(tmp_path / where / "summary.tsv", ["hot"]) for where in ("cpu", "cuda")]
     names = ("micrograph", "status", "hot", "not_finite", "sentence")
     assert [[row[n] for n in names] for row in rows[0]] == [[row[n] for n in names] for row in rows[1]]
+
+
+def test_pieces_come_to_the_gpu_and_back_whole_while_it_is_busy():
+    work = torch.randn(3000, 3000, device=GPU)
+    images = [white(i, (2100, 1999)) for i in range(6)]  # several pieces each
+
+    def there_and_back(image):
+        with denoise_staging.own_stream(GPU):
+            x, at = denoise_staging.empty(image.shape, GPU), 0
+            for piece in denoise_staging.filling(x):
+                piece[:] = image.reshape(-1)[at : at + piece.size]
+                at += piece.size
+            numbers = denoise_staging.statistics(x)
+            return np.concatenate([piece.copy() for piece in denoise_staging.fetched(x)]).reshape(image.shape), numbers
+
+    with ThreadPoolExecutor(3) as threads:
+        found = [threads.submit(there_and_back, image) for image in images]
+        for _ in range(50):
+            work = torch.nn.functional.normalize(work @ work)
+        for image, (back, numbers) in zip(images, (f.result() for f in found), strict=True):
+            np.testing.assert_array_equal(back, image)
+            np.testing.assert_allclose(numbers, micrograph_outputs.statistics(image), rtol=1e-6, atol=1e-9)
+
+
+def test_micrographs_that_find_no_room_on_the_gpu_are_read_again(tmp_path, plain_float32, monkeypatch):
+    weights = write_weights(tmp_path / "w.safetensors", pixel_size_A="1.5")
+    for i in range(6):
+        mrcio.write_mrc(tmp_path / f"m{i}.mrc", 500 + 40 * white(i, (300, 260)), 1.5)
+    args = [tmp_path / "m*.mrc", "--weights", weights, "--precision", "float32", "--device", "cuda", "-o"]
+    assert command("denoise", *args, tmp_path / "plain") == 0
+    real, calls = denoise_staging.empty, iter(range(1000))
+
+    def empty(shape, where):
+        if where.type == "cuda" and next(calls) % 2:
+            raise MemoryError("CUDA out of memory")
+        return real(shape, where)
+
+    monkeypatch.setattr(denoise_staging, "empty", empty)
+    assert command("denoise", *args, tmp_path / "short") == 0
+    for i in range(6):
+        plain, short = (mrcio.read_mrc(tmp_path / out / f"m{i}.mrc")[0] for out in ("plain", "short"))
+        assert np.abs(plain - short).max() < 1e-4 * plain.std()
 
 
 def test_where_the_gpus_memory_is_short_tiles_are_halved():
