@@ -87,7 +87,7 @@ class DataSet:
 
 
 def read_data_set(
-    folder: Path, ours: Sequence[str], reference: str | None, bootstrap: int, folds: int | None
+    folder: Path, ours: Sequence[str], reference: str | None, bootstrap: int, folds: int | None = None
 ) -> DataSet:
     """Read a data set.
 
