@@ -276,7 +276,7 @@ def test_when_the_time_is_over_what_is_incomplete_fails_with_its_reason(tmp_path
     folder = tmp_path / "in"
     whole = write_micrograph(folder / "a.mrc").read_bytes()
     (folder / "b.mrc").write_bytes(whole[:-100])
-    assert run(weights, folder, "-o", tmp_path / "out", "--live", "--live-minutes", 0.01) == 1
+    assert run(weights, folder, "-o", tmp_path / "out", "--live", "--live-minutes", 0.05) == 1
     rows = summary(tmp_path / "out")
     assert rows["a"]["status"] == "done" and "b.mrc" in rows["b"]["sentence"]
 

@@ -33,7 +33,7 @@ from faultserver import serve
 BLOCK = 65536
 SETTINGS = {
     "connect_timeout": 5.0,
-    "read_timeout": 0.3,
+    "read_timeout": 5.0,  # a busy machine's pauses are not the server's; tests of stalls ask for less
     "attempts": 4,
     "backoff": 0.01,
     "max_backoff": 0.02,
@@ -133,7 +133,7 @@ def test_several_connections_at_a_time_and_no_more(site, tmp_path, out):
 def test_stalled_connection_is_left_and_resumed(site, movie, out):
     site.faults = [("", 0), ("stall", 20_000)]
     began = time.monotonic()
-    fetch(site.base + URL_PATH, out, settings=FAST)
+    fetch(site.base + URL_PATH, out, settings=settings(read_timeout=1.0))
     assert time.monotonic() - began < 5  # the server would have waited 10 s
     assert out.read_bytes() == movie
     assert site.asked[2].start == BLOCK + 20_000
@@ -143,10 +143,10 @@ def test_stalled_connection_is_left_and_resumed(site, movie, out):
 def test_stalled_connection_does_not_hold_the_others(site, tmp_path, out):
     movie = site.contents[URL_PATH] = movie_bytes(tmp_path, frames=20)
     site.faults = [("", 0), ("stall", 100)]
-    fetch(site.base + URL_PATH, out, settings=settings(connections=2, read_timeout=1.0))
+    fetch(site.base + URL_PATH, out, settings=settings(connections=2, read_timeout=3.0))
     assert out.read_bytes() == movie
-    # Meanwhile the other connection went on with other blocks.
-    assert [a.start for a in site.asked].index(BLOCK + 100) > 5
+    # Meanwhile the other connection went on with other blocks (either of the two can be the first to ask).
+    assert [a.start for a in site.asked].index(site.asked[1].start + 100) > 5
 
 
 def test_connection_that_trickles_is_given_up(site, movie, out):
@@ -154,7 +154,7 @@ def test_connection_that_trickles_is_given_up(site, movie, out):
     site.seconds_per_piece = 0.2  # 20 kB/s: never silent for read_timeout
     site.before = lambda number: setattr(site, "seconds_per_piece", 0.2 if number < 2 else 0)
     began = time.monotonic()
-    fetch(site.base + URL_PATH, out, settings=settings(slowest=40_000))
+    fetch(site.base + URL_PATH, out, settings=settings(slowest=40_000, read_timeout=1.0))
     assert out.read_bytes() == movie
     assert time.monotonic() - began < 16 * 0.2 + 2
 
