@@ -181,8 +181,13 @@ def _line(finished: Finished, count: str) -> str:
     if row.status == FAILED:
         return f"error: {row.sentence} ({count})"
     notes = [row.sentence] if row.sentence else []
-    if row.not_finite or row.hot:
-        notes.append(f"{row.not_finite} pixels NaN or infinite and {row.hot} hot, replaced")
+    if row.not_finite or row.hot or row.border:
+        kinds = (
+            (row.not_finite, "NaN or infinite"),
+            (row.hot, "hot"),
+            (row.border, "in border lines of another grey level"),
+        )
+        notes.append("pixels replaced: " + ", ".join(f"{n} {kind}" for n, kind in kinds if n))
     if row.signal_free_percent is not None:
         notes.append(f"{row.signal_free_percent:.2f} % of the power comes out of noise alone")
     return "; ".join([f"{row.micrograph}: {row.status} ({count})", *notes])

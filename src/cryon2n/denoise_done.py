@@ -30,8 +30,9 @@ class Row:
         ``done``, ``was done`` (by an earlier run) or ``failed``.
     seconds : float
         From the beginning of its reading to its last file; micrographs overlap.
-    not_finite, hot : int
-        Pixels repaired that were NaN or infinite, and that were hot or dead; of both halves together.
+    not_finite, hot, border : int
+        Pixels replaced that were NaN or infinite, that were hot or dead, and of border lines of another grey level;
+        of both halves together.
     pixel_size_A : float or None
     signal_free_percent : float or None
         As `denoise_model.Denoised`.
@@ -47,6 +48,7 @@ class Row:
     seconds: float = 0.0
     not_finite: int = 0
     hot: int = 0
+    border: int = 0
     pixel_size_A: float | None = None
     signal_free_percent: float | None = None
     device: str = ""

@@ -303,6 +303,7 @@ class Pipeline:
             0.0,
             prepared.repaired.not_finite,
             prepared.repaired.hot,
+            prepared.repaired.border,
             loaded.pixel_size,
             result.signal_free_percent,
             self.device,

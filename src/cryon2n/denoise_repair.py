@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from cryon2n.border import bad_border, outside
 from cryon2n.errors import InputError
 from cryon2n.repair import good_pixels_near, local_mean, median
 
@@ -23,13 +24,14 @@ AT_ONCE = 1 << 18  # candidates that are looked at together; bounds the memory t
 
 @dataclass(frozen=True)
 class Repaired:
-    """How many pixels were replaced: that were NaN or infinite, and that were hot (or dead)."""
+    """How many pixels were replaced: that were NaN or infinite, that were hot (or dead), and of border lines."""
 
     not_finite: int = 0
     hot: int = 0
+    border: int = 0
 
     def __add__(self, other: "Repaired") -> "Repaired":
-        return Repaired(self.not_finite + other.not_finite, self.hot + other.hot)
+        return Repaired(self.not_finite + other.not_finite, self.hot + other.hot, self.border + other.border)
 
 
 def repair_pixels(image: torch.Tensor, where: str = "the image") -> Repaired:
@@ -37,7 +39,7 @@ def repair_pixels(image: torch.Tensor, where: str = "the image") -> Repaired:
 
     Bad is what is NaN or infinite, and what stands more than `N_SIGMA` robust standard deviations (1.4826 MAD) from
     the local mean and from its neighbours' median, almost alone: gold, ice and the edge of carbon do so in crowds of
-    more than `CROWD` pixels, and stay.
+    more than `CROWD` pixels, and stay.  And bad are border lines of another grey level (`border`).
 
     Parameters
     ----------
@@ -59,14 +61,19 @@ def repair_pixels(image: torch.Tensor, where: str = "the image") -> Repaired:
         )
     if not_finite:
         image.masked_fill_(bad, float(median(image[~bad])))
+    n_border = 0
+    if any(border := bad_border(image)):
+        lines = torch.from_numpy(outside(image.shape, border)).to(image.device)
+        n_border = int((lines & ~bad).sum())
+        bad |= lines
     hot = _hot(image, bad)
     bad.view(-1)[hot] = True
     n_hot = len(hot)
-    if not_finite or n_hot:
+    if not_finite or n_hot or n_border:
         at, sources = good_pixels_near(bad.cpu().numpy(), 1, np.random.default_rng(0))
         at, sources = (torch.from_numpy(x).to(image.device) for x in (at, sources[0]))
         image.view(-1)[at] = image.view(-1).index_select(0, sources)
-    return Repaired(not_finite, n_hot)
+    return Repaired(not_finite, n_hot, n_border)
 
 
 def _hot(image: torch.Tensor, known: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from cryon2n import fourier, log, mrcio, pair_check
+from cryon2n.border import bad_border, fill_border
 from cryon2n.errors import InputError
 from cryon2n.halves import add_out_argument, normalise_equal, pixel_size_of, robust_mean, write_halves
 from cryon2n.pair_sheet import ALIGNMENTS, FORMS, PairRow, check_names, frame_numbers, parse_bool
@@ -190,16 +191,21 @@ def import_pair(row: PairRow, same_units: bool) -> tuple[np.ndarray, np.ndarray,
     """
     a, b, size = read_halves(row)
     where = f"{row.a} and {row.b}"
+    # In both, where it is in one: what is there is no half of anything.
+    border = tuple(max(sides) for sides in zip(*(bad_border(x) for x in (a, b)), strict=True))
+    if any(border):
+        a, b = (fill_border(x, border) for x in (a, b))
     noise = pair_check.check_noise(a, b, size, bool(row.dose_weighted), where)
     found = pair_check.match(pair_check.signature(a, size), pair_check.signature(b, size))
     pair_check.check_signal(found, None, where)
     n_frames = row.n_frames
     known = None if None in n_frames else n_frames
     units: dict[str, float] = {}
-    whole = [0, a.shape[0], 0, a.shape[1]]
+    (h, w), (top, bottom, left, right) = a.shape, border
+    valid = [top, h - bottom, left, w - right]
     if same_units:
         _check_sums(a, b, known or (1, 1), Path(row.a))
-        sides: dict[str, dict[str, Any]] = normalise_equal(a, b, whole, known or (1, 1))
+        sides: dict[str, dict[str, Any]] = normalise_equal(a, b, valid, known or (1, 1))
     else:
         sides, units = normalise_unequal(a, b, known)
     for side, which, count in zip("ab", (row.which_a, row.which_b), n_frames, strict=True):
@@ -214,7 +220,7 @@ def import_pair(row: PairRow, same_units: bool) -> tuple[np.ndarray, np.ndarray,
     record = {
         "shape": list(a.shape),
         "pixel_size_A": size,
-        "valid": whole,
+        "valid": valid,
         **sides,
         "alignment": row.alignment,
         "dose_weighted": row.dose_weighted,
@@ -233,6 +239,12 @@ def import_pair(row: PairRow, same_units: bool) -> tuple[np.ndarray, np.ndarray,
     scale, check = units.get("relative_scale"), units.get("relative_scale_check")
     if check and not 2 / 3 < scale / check < 3 / 2:
         warnings.append(f"units matched by frame numbers {scale:.4g}, by common signal {check:.4g}")
+    if any(border):
+        names = ("top", "bottom", "left", "right")
+        found_at = ", ".join(f"{n} {name}" for n, name in zip(border, names, strict=True) if n)
+        warnings.append(
+            f"border lines of another grey level ({found_at}): filled with their neighbours, left out of all"
+        )
     return a, b, record, warnings
 
 

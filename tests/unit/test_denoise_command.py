@@ -78,7 +78,7 @@ def test_one_bad_micrograph_gives_its_sentence_and_the_rest_goes_on(tmp_path, we
     assert "b.mrc" in rows["b"]["sentence"] and "at least 64 x 64 pixels" in rows["c"]["sentence"]
     assert (rows["d"]["not_finite"], rows["d"]["hot"]) == ("1", "1") and rows["a"]["hot"] == "0"
     said = capsys.readouterr().err
-    assert "d: done (4 of 4); 1 pixels NaN or infinite and 1 hot, replaced" in said and "Traceback" not in said
+    assert "d: done (4 of 4); pixels replaced: 1 NaN or infinite, 1 hot" in said and "Traceback" not in said
     assert {p.name for p in (tmp_path / "out").glob("*.mrc")} == {"a.mrc", "d.mrc"}
     assert not list((tmp_path / "out").rglob("*.tmp*"))
 

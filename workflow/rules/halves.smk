@@ -33,6 +33,8 @@ if KIND == "halves":
             prefix=subpath(output.record, strip_suffix=".json"),
             code=code_version(
                 "halves_import.py",
+                "border.py",
+                "repair.py",
                 "pair_check.py",
                 "pair_sheet.py",
                 "halves.py",
