@@ -1,4 +1,4 @@
-"""Rows and columns at a micrograph's border that are no picture: a detector's outermost lines, or what a program put there.
+"""Rows and columns at a micrograph's border that are no picture: a detector's outermost lines, or a program's.
 
 Cameras give their first and last lines other grey levels, often along a part of them only.  A few such pixels are
 lost on no one's eye, but a network takes a bright line for structure and smears it inwards.
