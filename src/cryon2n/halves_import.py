@@ -243,7 +243,7 @@ def import_pair(row: PairRow, same_units: bool) -> tuple[np.ndarray, np.ndarray,
         names = ("top", "bottom", "left", "right")
         found_at = ", ".join(f"{n} {name}" for n, name in zip(border, names, strict=True) if n)
         warnings.append(
-            f"border lines of another grey level ({found_at}): filled with their neighbours, left out of all"
+            f"border lines of another grey level ({found_at}): filled with pixels near them, and left out"
         )
     return a, b, record, warnings
 
