@@ -242,9 +242,7 @@ def import_pair(row: PairRow, same_units: bool) -> tuple[np.ndarray, np.ndarray,
     if any(border):
         names = ("top", "bottom", "left", "right")
         found_at = ", ".join(f"{n} {name}" for n, name in zip(border, names, strict=True) if n)
-        warnings.append(
-            f"border lines of another grey level ({found_at}): filled with pixels near them, and left out"
-        )
+        warnings.append(f"border lines of another grey level ({found_at}): filled with pixels near them, and left out")
     return a, b, record, warnings
 
 
