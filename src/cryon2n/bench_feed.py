@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from cryon2n import shards
-from cryon2n.crops import apply_symmetry
 from cryon2n.loader_base import Batch
+from cryon2n.symmetry import apply_symmetry
 from cryon2n.waits import WARM, Waits
 
 

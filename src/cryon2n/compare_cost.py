@@ -14,6 +14,7 @@ import numpy as np
 from cryon2n import files, log
 from cryon2n.errors import InputError
 from cryon2n.folds import names_of_folds
+from cryon2n.methods import model_and_symmetries
 
 COLUMNS = [
     *("method", "device", "micrographs", "Mpx", "seconds_per_image", "Mpx_per_s"),
@@ -61,7 +62,7 @@ def method_cost(
         **dict.fromkeys(("train_seconds", "train_gpu_J"), nan),
     }
     for name in ("metrics.json", "record.json"):  # of our networks, of Topaz's training
-        paths = [results / "models" / fold / method / name for fold in folds]
+        paths = [results / "models" / fold / model_and_symmetries(method)[0] / name for fold in folds]
         if trained := [files.read_json(path) for path in paths if path.exists()]:
             row |= {"train_seconds": _mean(trained, "seconds"), "train_gpu_J": _mean(trained, "gpu_energy_J")}
     return row

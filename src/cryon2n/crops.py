@@ -15,6 +15,8 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from cryon2n.symmetry import apply_symmetry
+
 USES = 4  # of each pixel in a visit: visits fifteen times as long did no harm (benchmarks/README.md)
 LONGEST_VISIT = 16  # steps; tiny crops would else stay with the same few patches for hundreds of steps
 
@@ -32,7 +34,7 @@ class CropPlan:
     y, x : ndarray
         First pixel of the crop within the patch.
     symmetry : ndarray
-        0 to 7, see `apply_symmetry`.
+        0 to 7, see `symmetry`; `cut` applies it as it is defined, `gather` with an index.
     """
 
     visit: np.ndarray
@@ -87,17 +89,6 @@ def plan_crops(seed: int, step: int, n_patches: int, patch: int, crop: int, batc
     rng = np.random.Generator(np.random.Philox(key=[seed, 2 * step + 1]))
     y, x = rng.integers(0, patch - crop + 1, (2, batch))
     return CropPlan(visits, chosen, y, x, rng.integers(0, 8, batch))
-
-
-def apply_symmetry(x: torch.Tensor, symmetry: int) -> torch.Tensor:
-    """Apply one of the 8 symmetries of the square to (..., h, w): bits are transpose, flip y, flip x.
-
-    This is what the numbers mean; `cut` does it so, `gather` with an index.
-    """
-    if symmetry & 1:
-        x = x.transpose(-1, -2)
-    dims = [d for bit, d in ((2, -2), (4, -1)) if symmetry & bit]
-    return x.flip(dims) if dims else x
 
 
 def crop_table(plan: CropPlan, slot: np.ndarray, patch: int, crop: int) -> np.ndarray:

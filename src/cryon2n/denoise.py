@@ -11,6 +11,7 @@ import torch
 
 from cryon2n import device, files, log, metering, pair
 from cryon2n.denoise_tiles import denoise_image
+from cryon2n.methods import EIGHTFOLD
 from cryon2n.unet import load_weights
 
 
@@ -21,6 +22,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="gets one file per micrograph (data guide)"
+    )
+    parser.add_argument(
+        "--symmetries", type=int, choices=[1, 8], default=1, help="8: mean over turned and mirrored versions"
     )
     parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto")
     device.add_arguments(parser)
@@ -33,13 +37,14 @@ def _run(args: argparse.Namespace) -> None:
     net = net.to(memory_format=torch.channels_last)
     weights = files.sha256_of(args.weights)
     trained_on = set(json.loads(card.get("trained_on", "[]")))
+    method = args.weights.parent.name + (EIGHTFOLD if args.symmetries > 1 else "")
+    how = {"precision": args.precision, "symmetries": args.symmetries}
     for path in args.halves:
         halves = pair.load_pair(path)
         if halves.name in trained_on:
             log.say(f"note: {halves.name} is one of the training micrographs; scores on it would not be honest")
         with meter:
-            estimates = pair.estimate_all(halves, lambda x: meter.lap(denoise_image(net, x, precision=args.precision)))
-        method = args.weights.parent.name
+            estimates = pair.estimate_all(halves, lambda x: meter.lap(denoise_image(net, x, **how)))
         pair.write_estimates(halves, estimates, args.out, method)
         made = {"method": method, "micrograph": halves.name, "weights_sha256": weights}
         record = {**made, "device": device.describe(where), **meter.cost()}

@@ -48,6 +48,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--again", action="store_true", help="make anew what an earlier run has made just so")
     add("--precision", choices=["auto", "float32", "bfloat16"], default="auto")
     add("--tile", type=int, metavar="PIXELS", help="side of the regions denoised at once; default: by the device")
+    add("--symmetries", type=int, choices=[1, 8], default=1,
+        help="8: mean over the turned and mirrored versions, a little better for 8 times the work")  # fmt: skip
     add("--compile", action="store_true", help="compile the network; for hundreds of micrographs of one size")
     add("--timing", type=Path, metavar="TSV", help="write where the time went: seconds of each stage")
     add("--devices", nargs="+", metavar="D", help="several GPUs: all, or their numbers; instead of --device")
@@ -79,7 +81,8 @@ def _denoise(args: argparse.Namespace) -> int:
         torch.cuda.set_device(devices[0])
     # With several devices only for its card and checksum: each worker loads its own.
     with lap("load weights"):
-        model = load_model(args.weights, "cpu" if several else devices[0], args.precision, args.tile, args.compile)
+        run = args.precision, args.tile, args.compile, args.symmetries
+        model = load_model(args.weights, "cpu" if several else devices[0], *run)
     job = Job(
         out=args.out or Path(),
         pixel_size=args.pixel_size,
@@ -101,7 +104,7 @@ def _denoise(args: argparse.Namespace) -> int:
         else micrographs
     )
     if several:
-        worker = Worker(str(args.weights), args.precision, args.tile, args.compile, args.threads)
+        worker = Worker(str(args.weights), run, args.threads)
         results = run_on_devices(devices, worker, job, source, stop)
     else:
         results = Pipeline(model, job, stop).run(source)
@@ -139,7 +142,7 @@ def _find(args: argparse.Namespace) -> list[Micrograph]:
 
 def _factor(args: argparse.Namespace, model: Model) -> float:
     if args.calibration is not None:
-        return read_calibration(args.calibration, model.sha256).factor
+        return read_calibration(args.calibration, model.identity).factor
     if args.uncertainty:
         log.say("note: --uncertainty without --calibration shows the noise that is left, not what was smoothed away")
     return 1.0
@@ -204,7 +207,7 @@ def _calibrate(args: argparse.Namespace, model: Model, results: Iterator[Finishe
             log.say(f"{row.micrograph}: is one of the training micrographs; left out")
         else:
             sums.append(finished.sums)
-    found = calibrate(sums, model.sha256)
+    found = calibrate(sums, model.identity)
     write_calibration(args.calibrate, found)
     log.say(
         f"standard error = {found.factor:.3f} times the spread of the halves ({found.low:.3f} to {found.high:.3f}, "

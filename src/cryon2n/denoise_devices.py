@@ -26,12 +26,18 @@ PER_WORKER = 6  # micrographs that are given out and not yet back, for each work
 
 @dataclass(frozen=True)
 class Worker:
-    """How a worker loads its model: arguments of `denoise_model.load_model`, and CPU threads."""
+    """How a worker loads its model, and CPU threads.
+
+    Attributes
+    ----------
+    weights : str
+    run : tuple
+        ``precision``, ``tile``, ``compiled`` and ``symmetries`` of `denoise_model.load_model`.
+    threads : int or None
+    """
 
     weights: str
-    precision: str
-    tile: int | None
-    compiled: bool
+    run: tuple[str, int | None, bool, int]
     threads: int | None
 
 
@@ -193,7 +199,7 @@ def _work(name: str, worker: Worker, job: Job, pipe: connection.Connection) -> N
         where = device.choose("cpu", worker.threads) if name == "cpu" else torch.device(name)
         if where.type == "cuda":
             torch.cuda.set_device(where)
-        model = load_model(worker.weights, where, worker.precision, worker.tile, worker.compiled)
+        model = load_model(worker.weights, where, *worker.run)
         for finished in Pipeline(model, job, stop).run(given()):
             pipe.send(finished)
     except InputError as error:

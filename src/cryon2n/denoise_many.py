@@ -90,7 +90,8 @@ class Job:
     def made_with(self, model: Model) -> dict[str, Any]:
         """Return what a result depends on beside its micrograph, as a record holds it."""
         own = {key: value for key, value in asdict(self).items() if key not in ("out", "images", "again", "sums")}
-        return {"version": __version__, "weights": model.sha256, "precision": model.run.precision, **own}
+        run = {"precision": model.run.precision, "symmetries": model.run.symmetries}
+        return {"version": __version__, "weights": model.sha256, **run, **own}
 
     def paths(self, micrograph: Micrograph) -> tuple[Path, ...]:
         """Return the file of the whole exposure, or those of both halves; raises `InputError`."""

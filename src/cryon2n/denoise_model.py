@@ -51,6 +51,11 @@ class Model:
     name: str
 
     @property
+    def identity(self) -> str:
+        """What its results depend on: the weights, and over how many symmetries the mean is taken."""
+        return self.sha256 if self.run.symmetries == 1 else f"{self.sha256}-x{self.run.symmetries}"
+
+    @property
     def where(self) -> torch.device:
         """The device."""
         return self.run.where
@@ -127,6 +132,7 @@ def load_model(
     precision: str = "auto",
     tile: int | None = None,
     compiled: bool = False,
+    symmetries: int = 1,
 ) -> Model:
     """Load weights that ``cryon2n train-unet`` wrote.
 
@@ -135,7 +141,7 @@ def load_model(
     path : path
     where : str or torch.device
         ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1`` …
-    precision, tile, compiled
+    precision, tile, compiled, symmetries
         As `denoise_tiles.Tiled` takes them.
     """
     path = Path(path)
@@ -144,7 +150,7 @@ def load_model(
     net, card = load_weights(path, where)
     net = net.to(memory_format=torch.channels_last).requires_grad_(False)
     name = path.parent.name if path.stem == "weights" and path.parent.name else path.stem
-    return Model(Tiled(net, precision, tile, compiled), card, files.sha256_of(path), name)
+    return Model(Tiled(net, precision, tile, compiled, symmetries), card, files.sha256_of(path), name)
 
 
 def upload(image: np.ndarray | torch.Tensor, where: torch.device) -> torch.Tensor:

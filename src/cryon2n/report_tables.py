@@ -10,6 +10,7 @@ import pandas as pd
 
 from cryon2n import pooling
 from cryon2n.errors import InputError
+from cryon2n.methods import model_and_symmetries
 
 NAMES = {
     "raw": "raw",
@@ -119,7 +120,7 @@ def read_tables(results: Path, config: Mapping[str, Any]) -> Tables:
         summary,
         pooling.tabulate_scores(scores),
         curves,
-        [m for m in methods if m in (config.get("models") or {})],
+        [m for m in methods if {m, model_and_symmetries(m)[0]} & set(config.get("models") or {})],
         reference if reference in methods else None,
         int(compare.get("bootstrap", 2000)),
     )

@@ -14,7 +14,7 @@ from cryon2n import files, movie_sheet, names
 from cryon2n.errors import InputError
 from cryon2n.folds import split_folds, split_names
 from cryon2n.frame_range import FrameRange, parse_frame_range
-from cryon2n.methods import BUILT_IN
+from cryon2n.methods import BUILT_IN, EIGHTFOLD
 from cryon2n.movie_header import MOVIE_ENDINGS, Geometry, movie_ending
 from cryon2n.outside import split_command
 from cryon2n.pair_sheet import import_arguments, read_pair_sheet
@@ -111,13 +111,18 @@ def _check_methods(config: dict[str, Any]) -> None:
     taken = [name for name in models if name in BUILT_IN or name == "topaz-env"]
     if taken:
         raise InputError(f"config: models: {', '.join(taken)} is the name of a built-in method; choose another")
+    if odd := [name for name in (*models, *compare["outside"]) if name.endswith(EIGHTFOLD)]:
+        raise InputError(
+            f"config: {odd[0]}: names that end in {EIGHTFOLD} are those of models' means over the 8 symmetries; "
+            "choose another"
+        )
     taken = [name for name in compare["outside"] if name in BUILT_IN or name in models]
     if taken:
         raise InputError(f"config: compare: outside: {', '.join(taken)} is the name of another method; choose another")
     for about in compare["outside"].values():
         if "command" in about:
             split_command(about["command"])
-    known = [*BUILT_IN, *models, *compare["outside"]]
+    known = [*BUILT_IN, *models, *(f"{name}{EIGHTFOLD}" for name in models), *compare["outside"]]
     unknown = [name for name in compare["methods"] if name not in known]
     if unknown:
         raise InputError(

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cryon2n import crops
+from cryon2n.symmetry import apply_symmetry, undo_symmetry
 
 
 def test_a_plan_depends_on_seed_and_step_alone():
@@ -79,10 +80,11 @@ def test_crops_reach_every_place_and_all_symmetries_equally():
 
 def test_the_8_symmetries_are_distinct_and_keep_the_pixels():
     image = torch.arange(9).reshape(3, 3)
-    seen = [crops.apply_symmetry(image, k) for k in range(8)]
+    seen = [apply_symmetry(image, k) for k in range(8)]
     assert len({tuple(x.flatten().tolist()) for x in seen}) == 8
     assert all(sorted(x.flatten().tolist()) == list(range(9)) for x in seen)
     assert torch.equal(seen[0], image)
+    assert all(torch.equal(undo_symmetry(x, k), image) for k, x in enumerate(seen))
 
 
 @settings(deadline=None, max_examples=50)
@@ -99,4 +101,4 @@ def test_gathering_by_index_is_cutting_and_turning_one_by_one(seed, n, crop, mar
         for k in range(batch):
             y, x = int(plan.y[k]), int(plan.x[k])
             wanted = side[int(plan.patch[k]), y : y + crop, x : x + crop]
-            assert torch.equal(found[k, 0], crops.apply_symmetry(wanted, int(plan.symmetry[k])))
+            assert torch.equal(found[k, 0], apply_symmetry(wanted, int(plan.symmetry[k])))

@@ -313,7 +313,7 @@ def test_several_workers_give_the_same_in_the_same_order_and_one_that_is_killed_
         Micrograph(p.stem, p, None, None, None, str(p))
         for p in (write_micrograph(tmp_path / "in" / f"m{i:02d}.mrc", i) for i in range(30))
     ]
-    worker, job = Worker(str(weights), "float32", None, False, 1), Job(tmp_path / "out")
+    worker, job = Worker(str(weights), ("float32", None, False, 1), 1), Job(tmp_path / "out")
     results = []
     for result in run_on_devices(["cpu", "cpu"], worker, job, found, threading.Event()):
         results.append(result.row)
@@ -331,7 +331,7 @@ def test_several_workers_give_the_same_in_the_same_order_and_one_that_is_killed_
 
 
 def test_a_worker_that_cannot_begin_says_why(tmp_path):
-    worker, job = Worker(str(tmp_path / "none.safetensors"), "auto", None, False, 1), Job(tmp_path / "out")
+    worker, job = Worker(str(tmp_path / "none.safetensors"), ("auto", None, False, 1), 1), Job(tmp_path / "out")
     micrograph = Micrograph("m", tmp_path / "m.mrc", None, None, None, "m.mrc")
     with pytest.raises(InputError, match=r"none\.safetensors: cannot read the weights"):
         list(run_on_devices(["cpu"], worker, job, [micrograph], threading.Event()))

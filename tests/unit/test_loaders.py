@@ -11,6 +11,7 @@ import torch
 from conftest import ROOT
 from cryon2n import bench_memory, crops, loader_window, loaders, memory, patch_files, plan, shards, train, waits
 from cryon2n.errors import InputError
+from cryon2n.symmetry import apply_symmetry
 from making import write_pair, write_pairs, write_shards
 
 CPU = torch.device("cpu")
@@ -89,7 +90,7 @@ def test_crops_are_what_the_plan_says(manifest, kind):
     asked = crops.plan_crops(3, 4, ld.n, ld.patch, 32, 5)
     for k in range(5):
         crop = np.array(array[asked.patch[k], asked.y[k] : asked.y[k] + 32, asked.x[k] : asked.x[k] + 32])
-        assert torch.equal(batch.b[k, 0], crops.apply_symmetry(torch.from_numpy(crop), int(asked.symmetry[k])))
+        assert torch.equal(batch.b[k, 0], apply_symmetry(torch.from_numpy(crop), int(asked.symmetry[k])))
         assert batch.var_b[k].item() == pytest.approx(info["patches"][asked.patch[k]]["noise_var_b"])
 
 

@@ -13,7 +13,7 @@ from cryon2n import outside, pair, probes
 from cryon2n import plan as planning
 from cryon2n.codeversion import code_version
 from cryon2n.errors import InputError
-from cryon2n.methods import FILTERS, TOPAZ
+from cryon2n.methods import EIGHTFOLD, FILTERS, TOPAZ, model_and_symmetries
 from cryon2n.movie_header import MOVIE_ENDINGS
 from cryon2n.shards_bad import find_masks
 from cryon2n.shards_tiles import most_pairings
@@ -37,6 +37,8 @@ FOLDS = STUDY.folds
 TEST = STUDY.test
 MODELS = list(config["models"])
 METHODS = all_methods(config)
+# Our methods: a model as it is, and its mean over the 8 symmetries of the square.
+OURS = [*MODELS, *(f"{model}{EIGHTFOLD}" for model in MODELS)]
 OUTSIDE = config["compare"]["outside"]
 # Of so many test micrographs probes are made, which every method denoises like the rest (rules/panel.smk).
 PANEL = TEST[: config["compare"]["panel"]["micrographs"]]
@@ -53,7 +55,7 @@ DEVICE = config["compute"]["device"]
 wildcard_constraints:
     dataset=re.escape(DATASET),
     mic="|".join(map(re.escape, MICROGRAPHS + PROBES)),
-    method="|".join(map(re.escape, METHODS + MODELS)),
+    method="|".join(map(re.escape, METHODS + OURS)),
     model="|".join(map(re.escape, MODELS)),
     ending="|".join(map(re.escape, MOVIE_ENDINGS)),
     reference="gain|dark",
@@ -98,7 +100,7 @@ def model_of(name):
 
     def of_micrograph(wildcards):
         mic = PROBED.get(wildcards.mic, wildcards.mic)
-        return f"results/{wildcards.dataset}/models/{STUDY.fold_of(mic)}{wildcards.method}/{name}"
+        return f"results/{wildcards.dataset}/models/{STUDY.fold_of(mic)}{model_and_symmetries(wildcards.method)[0]}/{name}"
 
     return of_micrograph
 

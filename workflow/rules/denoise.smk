@@ -21,7 +21,7 @@ rule denoise_micrograph:
     benchmark:
         "benchmarks/jobs/denoise_micrograph/{dataset}/{method}/{mic}.tsv"
     wildcard_constraints:
-        method="|".join(map(re.escape, MODELS)),
+        method="|".join(map(re.escape, OURS)),
     conda:
         "../../envs/cryon2n.yaml"
     threads: 2
@@ -32,9 +32,12 @@ rule denoise_micrograph:
     params:
         directory=subpath(output[0], parent=True),
         device=DEVICE,
+        symmetries=lambda wildcards: model_and_symmetries(wildcards.method)[1],
         code=code_version(
             "denoise.py",
             "denoise_tiles.py",
+            "methods.py",
+            "symmetry.py",
             "unet.py",
             "topaz_shape.py",
             "device.py",
@@ -43,7 +46,7 @@ rule denoise_micrograph:
         ),
     shell:
         "cryon2n denoise-micrograph --weights {input.weights:q} --halves {input.record:q} --out {params.directory:q} "
-        "--device {params.device} --threads {threads} 2>&1 | tee {log:q}"
+        "--symmetries {params.symmetries} --device {params.device} --threads {threads} 2>&1 | tee {log:q}"
 
 
 rule tune_filter:

@@ -30,6 +30,7 @@ rule plan:
             "loader_resident.py",
             "loader_window.py",
             "crops.py",
+            "symmetry.py",
             "patch_files.py",
             "waits.py",
             "movie_header.py",

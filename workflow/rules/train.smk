@@ -51,6 +51,7 @@ rule train_unet:
             "loader_resident.py",
             "loader_window.py",
             "crops.py",
+            "symmetry.py",
             "patch_files.py",
             "waits.py",
             "shards.py",
