@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="0: only the speed")
     parser.add_argument("--steps", type=int, help="of each training, instead of --seconds")
     parser.add_argument("--precisions", nargs="+", default=["auto"], choices=["auto", "float32", "bfloat16"])
+    parser.add_argument("--rate", type=float, default=1e-3, help="highest learning rate")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--crop", type=int, default=512)
     parser.add_argument("--micrographs", type=int, default=48, help="to train on")
@@ -111,7 +112,7 @@ def measure(
     if not args.seeds:
         return [dict.fromkeys(COLUMNS, "") | speed]
     for seed in range(args.seeds):
-        worst = trainer.run(seed, Schedule(steps))
+        worst = trainer.run(seed, Schedule(steps, args.rate))
         decibels, delta = trainer.quality(test)
         rows.append({**speed, "seed": seed, "dB": decibels, "delta_umse": delta, "worst_loss": worst})
         log.say(

@@ -179,6 +179,8 @@ VARIANTS: dict[str, Callable[[], nn.Module]] = {
     "ours": lambda: UNet(NetSettings()),
     "1 block, added to a low-pass": lambda: Network(replace(BASE, blocks=1, lowpass=True)),
     "1 block, low-pass, 48-96-160": lambda: Network(replace(BASE, blocks=1, lowpass=True, channels=(48, 96, 160))),
+    "ours, 32-48-64": lambda: UNet(NetSettings(channels=(32, 48, 64))),
+    "ours, 48-64-96": lambda: UNet(NetSettings(channels=(48, 64, 96))),
     "1 block": lambda: Network(replace(BASE, blocks=1)),
     "128-192-256": lambda: Network(replace(BASE, channels=(128, 192, 256))),
     "128-128-256, 1 block": lambda: Network(replace(BASE, channels=(128, 128, 256), blocks=1)),
