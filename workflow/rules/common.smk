@@ -100,9 +100,8 @@ def model_of(name):
 
     def of_micrograph(wildcards):
         mic = PROBED.get(wildcards.mic, wildcards.mic)
-        return (
-            f"results/{wildcards.dataset}/models/{STUDY.fold_of(mic)}{model_and_symmetries(wildcards.method)[0]}/{name}"
-        )
+        model, _ = model_and_symmetries(wildcards.method)
+        return f"results/{wildcards.dataset}/models/{STUDY.fold_of(mic)}{model}/{name}"
 
     return of_micrograph
 
