@@ -189,16 +189,20 @@ def best_methods(column: Mapping[str, Cell], sign: int) -> list[str]:
 
 
 def verdicts(tables: Tables, cells: Mapping[str, Mapping[str, Cell]], names: Mapping[str, str]) -> list[str]:
-    """Say in one sentence per measure whether our (first) model is the best, and who is ahead of it if not."""
+    """Say in one sentence per measure whether our (first) model is the best, and who is ahead of it if not.
+
+    It is not held against its own mean over symmetries, which stands in the table.
+    """
     if not tables.ours:
         return ["None of the methods is a model of this config, so there is nothing of ours to judge."]
     own, out, won = tables.ours[0], [], []
+    same = [x for x in tables.methods if model_and_symmetries(x)[0] == model_and_symmetries(own)[0]]
     for m in (m for m in MEASURES if m.metric in cells):
         column = cells[m.metric]
         if not np.isfinite(column[own].value):
             out.append(f"{m.title}: {names[own]} has no value.")
             continue
-        rest = [x for x in column if x != own and np.isfinite(column[x].value)]
+        rest = [x for x in column if x not in same and np.isfinite(column[x].value)]
         rest.sort(key=lambda x: -m.sign * column[x].value)
         ahead = [x for x in rest if m.sign * (column[x].value - column[own].value) > 0]
         value = " ".join(filter(None, (cell_text(column[own], m.digits)[0], m.unit)))

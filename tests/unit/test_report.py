@@ -273,6 +273,18 @@ def test_sentence_names_who_is_ahead_when_ours_loses(study):
     assert ranking[-1] == "raw" and said[0] == "raw is best in none of the measures of this table."
 
 
+def test_our_network_is_not_held_against_its_own_mean_over_symmetries(study, tmp_path):
+    for name in ("summary.tsv", "metrics.tsv", "curves.tsv"):
+        text = (study[0] / name).read_text()
+        (tmp_path / name).write_text(text.replace("topaz-unet", "gaussian-x8"))
+    table = report_tables.read_tables(tmp_path, {"models": {"gaussian": {}}, "compare": {"reference": "raw"}})
+    assert table.ours == ["gaussian", "gaussian-x8"]
+    cells, _ = report_tables.headline(table)
+    said = report_tables.verdicts(table, cells, {name: f"<{name}>" for name in table.methods})
+    assert all("<gaussian-x8>" not in sentence for sentence in said)
+    assert any("<net<1>>" in sentence for sentence in said)
+
+
 def test_difference_is_paired_and_says_when_it_is_undecided(study):
     table = report_tables.read_tables(study[0], config())
     key = ("mean", "psnr")
