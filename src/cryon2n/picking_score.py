@@ -120,6 +120,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     particles.add_arguments(parser)
     excluded.add_excluded_argument(parser)
     add("--picks", type=Path, metavar="TSV", help="picks of other pickers, such as of pick-topaz")
+    add("--input", choices=["mean", "a", "b", "full"], default="mean",
+        help="where blobs are picked: the mean of the denoised halves, one of them, the whole exposure")  # fmt: skip
     add("--reference", metavar="METHOD", help="differences are against this method")
     add("--bootstrap", type=int, default=2000, metavar="N", help="resamples of the micrographs")
     add("--seed", type=int, default=0, help="of the resampling")
@@ -149,7 +151,7 @@ def _run(args: argparse.Namespace) -> None:
         for picker, methods in pickers.items():
             for method, picked in methods.items():
                 if picker == "blobs":
-                    response = picking.blob_response(read_shown(pair, args.denoised / method), blobs)
+                    response = picking.blob_response(read_shown(pair, args.denoised / method, args.input), blobs)
                     found = picking.find_peaks(response, blobs.distance)
                 else:
                     found = others.get((picker, method, pair.name), (np.zeros((0, 2)), np.zeros(0)))

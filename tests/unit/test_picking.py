@@ -194,6 +194,17 @@ def test_the_command_finds_what_is_there(marked):
     assert float(last["recall"]) == 1 and float(last["precision"]) == 1
 
 
+def test_one_half_is_picked_alone_where_that_is_asked(marked):
+    folder, records = marked
+    found = {}
+    for wanted in ("mean", "a", "b"):
+        assert making.command(*arguments(folder, records, "--input", wanted)) == 0
+        rows = {(r["method"], r["metric"]): r for r in files.read_table(folder / "t.tsv", picking_score.COLUMNS)}
+        found[wanted] = float(rows["raw", "average_precision"]["value"])
+    # Half the exposure: less is found, and in each half something else.
+    assert max(found["a"], found["b"]) < found["mean"] and found["a"] != found["b"]
+
+
 def test_bad_input_is_named_and_writes_nothing(marked, capfd):
     folder, records = marked
     (folder / "marks.csv").write_text("micrograph,x_px,y_px,radius_px\nother,5,5,8\n")
