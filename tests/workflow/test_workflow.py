@@ -94,6 +94,7 @@ def test_every_method_has_every_metric(built):
         "topaz-unet-small",
         "topaz-trained",
         "cryon2n",
+        "cryon2n-x8",
     ]
     assert sorted(summary["method"].unique()) == sorted(methods)
     per_method = summary.groupby("method")[["estimator", "metric"]].apply(
@@ -130,11 +131,11 @@ def test_report_and_gallery_are_whole_pages(built):
 def test_the_panel_and_picking_have_every_method(built):
     panel = pd.read_csv(built / "results/tiny/panel.tsv", sep="\t", keep_default_na=False)
     found = panel[panel["finding"] != ""].groupby("method")["finding"].agg(set)
-    assert panel["method"].nunique() == 9 and "copies-input" in found["raw"]
+    assert panel["method"].nunique() == 10 and "copies-input" in found["raw"]
     linear = panel[(panel["metric"] == "noise_excess") & panel["method"].isin(["raw", "lowpass", "gaussian", "wiener"])]
     assert (abs(linear["value"].astype(float) - 1) < 0.1).all()
     picking = pd.read_csv(built / "results/tiny/picking.tsv", sep="\t")
-    assert picking.groupby("picker")["method"].nunique().to_dict() == {"blobs": 9, "topaz": 9}
+    assert picking.groupby("picker")["method"].nunique().to_dict() == {"blobs": 10, "topaz": 10}
     assert (picking["value"].between(0, 1) | picking["value"].isna()).all()
     report = (built / "results/tiny/report.html").read_text()
     assert "What the methods invent" in report and "Are particles found in it?" in report
@@ -178,8 +179,8 @@ def scored(n: int) -> dict[str, int]:
     return {"score_method": n, "probe_method": n}
 
 
-# Two test micrographs, and two probes of the first of them, are denoised with each method.
-PROBES_DENOISED = {"denoise_micrograph": 2, "filter_micrograph": 10, "denoise_topaz": 6}
+# Two test micrographs, and two probes of the first of them, are denoised with each method (ours are two: -x8).
+PROBES_DENOISED = {"denoise_micrograph": 4, "filter_micrograph": 10, "denoise_topaz": 6}
 
 
 @pytest.mark.parametrize(
@@ -189,7 +190,7 @@ PROBES_DENOISED = {"denoise_micrograph": 2, "filter_micrograph": 10, "denoise_to
             "unet.py",
             "0.1",
             "0.2",
-            {"train_unet": 1, "verify": 1, "denoise_micrograph": 4, **scored(1), **AFTER_DENOISING},
+            {"train_unet": 1, "verify": 1, "denoise_micrograph": 8, **scored(2), **AFTER_DENOISING},
         ),
         (
             "filters.py",
@@ -217,7 +218,7 @@ PROBES_DENOISED = {"denoise_micrograph": 2, "filter_micrograph": 10, "denoise_to
                     "plan": 1,
                 },
                 **{"write_shards": 1, "train_unet": 1, "train_topaz": 1, "tune_filter": 5, "filter_micrograph": 20},
-                **{"verify": 1, "denoise_micrograph": 4, "denoise_topaz": 12, "write_probes": 1, **scored(9)},
+                **{"verify": 1, "denoise_micrograph": 8, "denoise_topaz": 12, "write_probes": 1, **scored(10)},
                 **AFTER_DENOISING,
             },
         ),
@@ -225,7 +226,7 @@ PROBES_DENOISED = {"denoise_micrograph": 2, "filter_micrograph": 10, "denoise_to
             "metrics.py",
             "1.5",
             "1.6",
-            {"write_probes": 1, **PROBES_DENOISED, **scored(9), **AFTER_SCORES},
+            {"write_probes": 1, **PROBES_DENOISED, **scored(10), **AFTER_SCORES},
         ),
         (
             "hallucination_lights.py",
@@ -282,7 +283,7 @@ def test_the_simulated_study_and_a_cross_validated_one_plan(tmp_path):
         (tree.parent / "shared").symlink_to(SHARED)
         jobs = planned(snakemake(tree, "-n", configfile="tests/workflow/apoferritin.yaml"))
         assert jobs["train_unet"] == jobs["train_topaz"] == jobs["write_shards"] == 7  # folds
-        assert jobs["denoise_micrograph"] == 14 + 2  # each micrograph once, and two probes
+        assert jobs["denoise_micrograph"] == 2 * (14 + 2)  # each micrograph once, and two probes; as it is and -x8
 
 
 def test_asking_for_more_movies_than_the_sheet_lists_says_how_to_get_them(tmp_path):
