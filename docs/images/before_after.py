@@ -11,7 +11,8 @@ RESULTS, TRUTH = Path("results/demo"), Path("data/demo/truth")
 METHODS = {"best Gaussian": "gaussian", "Topaz (pretrained)": "topaz-unet", "cryon2n": "cryon2n"}
 CROP = (slice(330, 730), slice(330, 730))
 
-record = min((RESULTS / "denoised" / "cryon2n").glob("*_full.mrc")).name.removesuffix("_full.mrc")
+made = {path.name.removesuffix("_full.mrc") for path in (RESULTS / "denoised" / "cryon2n").glob("*_full.mrc")}
+record = min(made & {path.stem for path in (RESULTS / "halves").glob("*.json")})  # probes are denoised, too
 halves = pair.load_pair(RESULTS / "halves" / f"{record}.json")
 truth = compare.load_truth(TRUTH, halves).image[CROP]
 low, high = figures.grey_limits(truth)
