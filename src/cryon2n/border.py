@@ -39,20 +39,22 @@ def bad_border(image: np.ndarray | torch.Tensor) -> Border:
     if min(image.shape) < max(2 * (DEPTH + BESIDE), SEGMENT):
         return 0, 0, 0, 0
     lines = DEPTH + BESIDE
-    strips = (_host(x) for x in (image[:lines], image[-lines:], image[:, :lines].T, image[:, -lines:].T))
-    top, bottom, left, right = (_bad_lines(x[::-1] if i % 2 else x) for i, x in enumerate(strips))
+    strips = (image[:lines], image[-lines:], image[:, :lines].T, image[:, -lines:].T)
+    means = (_segment_means(strip) for strip in strips)
+    top, bottom, left, right = (_bad_lines(x[::-1] if i % 2 else x) for i, x in enumerate(means))
     return top, bottom, left, right
 
 
-def _host(x: np.ndarray | torch.Tensor) -> np.ndarray:
-    return np.asarray(x.cpu() if isinstance(x, torch.Tensor) else x, np.float64)
+def _segment_means(strip: np.ndarray | torch.Tensor) -> np.ndarray:
+    """Return the means of segments along each line of (lines, n) pixels, taken where the strip is: few travel."""
+    x = strip if isinstance(strip, torch.Tensor) else torch.from_numpy(strip.copy())
+    x, n = x.double(), x.shape[1] // SEGMENT
+    means = x[:, : n * SEGMENT].unflatten(1, (n, SEGMENT)).mean(2)
+    return torch.cat([means, x[:, -SEGMENT:].mean(1, keepdim=True)], 1).cpu().numpy()  # the last: what is left over
 
 
-def _bad_lines(strip: np.ndarray) -> int:
-    """Count the first lines of (`DEPTH` + `BESIDE`, n) pixels that are no picture."""
-    n = strip.shape[1] // SEGMENT
-    means = strip[:, : n * SEGMENT].reshape(len(strip), n, SEGMENT).mean(2)
-    means = np.concatenate([means, strip[:, -SEGMENT:].mean(1, keepdims=True)], 1)  # what whole segments leave over
+def _bad_lines(means: np.ndarray) -> int:
+    """Count the first of the lines whose segments' means are given, (`DEPTH` + `BESIDE`, n), that are no picture."""
     off = np.abs(means - np.median(means[DEPTH:], axis=0))
     step = np.abs(np.diff(means, axis=0))  # from each line to the next one in
     scatter, steps = (1.4826 * np.median(x[DEPTH:], axis=0) for x in (off, step))

@@ -31,7 +31,7 @@ def test_a_turned_image_gives_the_turned_result(shape):
         torch.testing.assert_close(eight(turned), apply_symmetry(eight(image), k), atol=1e-5, rtol=0)
 
 
-def test_it_is_the_mean_of_eight(tmp_path):
+def test_it_is_the_mean_of_eight():
     net, image = net_of(), white(2, (80, 112))
     turns = [(k, flip) for k in range(4) for flip in (False, True)]
     expected = 0
