@@ -33,8 +33,8 @@ from network_ablation.variants import VARIANTS  # noqa: E402
 from cryon2n import device, files, log  # noqa: E402
 
 COLUMNS = [
-    "variant", "precision", "parameters", "ms", "Mpx_per_s", "TFLOP_per_s", "seed", "steps", "dB", "delta_umse",
-    "worst_loss",
+    "variant", "precision", "parameters", "ms", "Mpx_per_s", "TFLOP_per_s", "rate", "seed", "steps", "dB",
+    "delta_umse", "worst_loss",
 ]  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="0: only the speed")
     parser.add_argument("--steps", type=int, help="of each training, instead of --seconds")
     parser.add_argument("--precisions", nargs="+", default=["auto"], choices=["auto", "float32", "bfloat16"])
-    parser.add_argument("--rate", type=float, default=1e-3, help="highest learning rate")
+    parser.add_argument("--rates", type=float, nargs="+", default=[Schedule.rate], help="highest learning rates")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--crop", type=int, default=512)
     parser.add_argument("--micrographs", type=int, default=48, help="to train on")
@@ -111,13 +111,11 @@ def measure(
     log.say(f"{name}: {ms:.2f} ms, {speed['Mpx_per_s']:.0f} Mpx/s, {speed['TFLOP_per_s']:.0f} TFLOP/s")
     if not args.seeds:
         return [dict.fromkeys(COLUMNS, "") | speed]
-    for seed in range(args.seeds):
-        worst = trainer.run(seed, Schedule(steps, args.rate))
+    for rate, seed in itertools.product(args.rates, range(args.seeds)):
+        worst = trainer.run(seed, Schedule(steps, rate))
         decibels, delta = trainer.quality(test)
-        rows.append({**speed, "seed": seed, "dB": decibels, "delta_umse": delta, "worst_loss": worst})
-        log.say(
-            f"{name}, seed {seed}: {ms:.2f} ms, {speed['Mpx_per_s']:.0f} Mpx/s, {decibels:.3f} dB, ΔuMSE {delta:.5f}"
-        )
+        rows.append({**speed, "rate": rate, "seed": seed, "dB": decibels, "delta_umse": delta, "worst_loss": worst})
+        log.say(f"{name}, rate {rate:g}, seed {seed}: {decibels:.3f} dB, ΔuMSE {delta:.5f}")
     log.say(f"{name}: {time.monotonic() - began:.0f} s, {ready:.0f} of them compiling")
     return rows
 

@@ -9,8 +9,8 @@ Simulated micrographs at EMPIAR-10025's optics and dose (`network_ablation.data`
   weights, batches of 4 crops of 800², one crop of each micrograph per epoch, the 8 symmetries of the square, halves in
   random order, squared error, Adagrad at 0.001 without a schedule, float32 as PyTorch comes.  It trains until its
   plateau or for ``--topaz-seconds``; what it is judged by is its best evaluation, chosen with the truth.
-* Ours: the default network and step of `cryon2n.train`, once for each of ``--seconds``, since the schedule depends on
-  the length; the measured time of a step says how many fit.
+* Ours: the default network and step of `cryon2n.train`, once for each of ``--seconds`` and ``--rates``, since the
+  schedule depends on the length; the measured time of a step says how many fit.
 
 Seconds are of training with its crops, without evaluation, compilation and the first steps of a process.
 
@@ -40,12 +40,12 @@ from network_ablation import data  # noqa: E402
 from network_ablation.trainer import Schedule, Trainer, crops_of, quality, synchronise  # noqa: E402
 
 from cryon2n import device, figures, files, log  # noqa: E402
-from cryon2n.bench_train import precision_of, topaz_step  # noqa: E402
+from cryon2n.bench_train import TOPAZ_RATE, precision_of, topaz_step  # noqa: E402
 from cryon2n.crops import plan_crops  # noqa: E402
 from cryon2n.topaz_shape import TopazShape  # noqa: E402
 from cryon2n.unet import NetSettings, UNet  # noqa: E402
 
-COLUMNS = ["who", "seconds", "steps", "dB", "delta_umse"]
+COLUMNS = ["who", "rate", "seconds", "steps", "dB", "delta_umse"]
 TOPAZ, OURS = "topaz", "ours"
 TOLERANCE = 0.02  # dB; what counts as no gain
 SMALL = {
@@ -67,9 +67,9 @@ class Verdict:
     plateau : bool
         Topaz had stopped gaining; else its time was over.
     ours_dB : float
-        Of our longest training.
+        Of our longest training; of several rates the best.
     ours_seconds : float or None
-        Of our shortest training that is as good as Topaz's best; None if none is.
+        Of our shortest training, at any rate, that is as good as Topaz's best; None if none is.
     times_as_fast : float or None
     difference_dB, difference_umse : float
         Our longest training less Topaz's best.
@@ -102,7 +102,7 @@ def judge(rows: Sequence[dict[str, Any]], patience: float) -> Verdict:
     topaz, ours = ([row for row in rows if row["who"] == who] for who in (TOPAZ, OURS))
     best = max(topaz, key=lambda row: row["dB"])
     reached = next(row["seconds"] for row in topaz if row["dB"] >= best["dB"] - TOLERANCE)
-    longest = max(ours, key=lambda row: row["seconds"])
+    longest = max(ours, key=lambda row: (row["steps"], row["dB"]))
     enough = min((row["seconds"] for row in ours if row["dB"] >= best["dB"]), default=None)
     return Verdict(
         best["dB"],
@@ -172,7 +172,14 @@ def topaz_rows(
             found = quality(net, exact, test)
             times.append(seconds)
             decibels.append(found[0])
-            yield {"who": TOPAZ, "seconds": seconds, "steps": steps, "dB": found[0], "delta_umse": found[1]}
+            yield {
+                "who": TOPAZ,
+                "rate": TOPAZ_RATE,
+                "seconds": seconds,
+                "steps": steps,
+                "dB": found[0],
+                "delta_umse": found[1],
+            }
 
 
 def our_rows(
@@ -185,14 +192,15 @@ def our_rows(
     trainer = Trainer(lambda: UNet(NetSettings()), train, args.batch, args.crop, precision, where)
     each = trainer.milliseconds(30 if where.type == "cuda" else 3) / 1e3
     log.say(f"ours: {each * 1e3:.2f} ms a step; {time.perf_counter() - began:.1f} s until compiled and measured")
-    for steps in args.steps or [max(1, round(seconds / each)) for seconds in args.seconds]:
+    lengths = args.steps or [max(1, round(seconds / each)) for seconds in args.seconds]
+    for rate, steps in itertools.product(args.rates, lengths):
         synchronise(where)
         began = time.perf_counter()
-        trainer.run(args.seed, Schedule(steps))
+        trainer.run(args.seed, Schedule(steps, rate))
         synchronise(where)
         seconds = time.perf_counter() - began
         decibels, delta = trainer.quality(test)
-        yield {"who": OURS, "seconds": seconds, "steps": steps, "dB": decibels, "delta_umse": delta}
+        yield {"who": OURS, "rate": rate, "seconds": seconds, "steps": steps, "dB": decibels, "delta_umse": delta}
 
 
 # ---------------------------------------------------------------------------- figure, command
@@ -202,12 +210,12 @@ def draw(rows: Sequence[dict[str, Any]], found: Verdict) -> Figure:
     """Draw quality against seconds of training."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    for who, name, colour, mark in (
-        (TOPAZ, "Topaz's recipe, one training", "#e69f00", "-"),
-        (OURS, "ours, a training for each point", figures.OURS[0], "o-"),
-    ):
-        own = sorted((row["seconds"], row["dB"]) for row in rows if row["who"] == who)
-        axes.plot(*zip(*own, strict=True), mark, color=colour, label=name, ms=4)
+    rates = list(dict.fromkeys(row["rate"] for row in rows if row["who"] == OURS))
+    for who, rate in dict.fromkeys((row["who"], row["rate"]) for row in rows):
+        own = sorted((row["seconds"], row["dB"]) for row in rows if (row["who"], row["rate"]) == (who, rate))
+        name = "Topaz's recipe, one training" if who == TOPAZ else f"ours, a training for each point, rate {rate:g}"
+        colour = "#e69f00" if who == TOPAZ else figures.OURS[rates.index(rate)]
+        axes.plot(*zip(*own, strict=True), "-" if who == TOPAZ else "o-", color=colour, label=name, ms=4)
     axes.axhline(found.topaz_dB, color="#777777", lw=0.8, ls=":", label="Topaz's best")
     axes.set(xscale="log", xlabel="seconds of training", ylabel="signal-to-error on held-out micrographs, dB")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -224,6 +232,9 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--small", action="store_true", help="tiny micrographs and seconds, for a CPU")
     parser.add_argument("--seconds", type=float, nargs="+", default=[1, 2, 5, 10, 20, 40, 80], help="of ours")
     parser.add_argument("--steps", type=int, nargs="+", help="of ours, instead of --seconds")
+    parser.add_argument(
+        "--rates", type=float, nargs="+", default=[Schedule.rate], help="of ours; each trains every length"
+    )
     parser.add_argument("--topaz-seconds", type=float, default=240.0, help="at most; default: %(default)s")
     parser.add_argument("--patience", type=float, default=60.0, help="seconds without a gain that make a plateau")
     parser.add_argument("--every", type=float, default=5.0, help="seconds of Topaz's training between evaluations")

@@ -24,6 +24,7 @@ from cryon2n.settings import add_settings_arguments, settings_from_arguments
 from cryon2n.step import Stepper
 from cryon2n.unet import NetSettings, make_net
 
+TOPAZ_RATE = 1e-3  # of its recipe
 COLUMNS = (
     "rung", "network", "precision", "crop", "batch", "directions", "ms_per_1024", "lowest", "highest",
     "Mpx_per_s", "over_topaz", "GFLOP_per_1024", "TFLOP_per_s", "share_of_matrix", "peak_GB", "J_per_Gpx", "note",
@@ -128,8 +129,8 @@ def make_network(rung: Rung, settings: NetSettings) -> nn.Module:
 
 
 def topaz_step(net: nn.Module, batch: tuple[torch.Tensor, ...]) -> Callable[[], None]:
-    """Return Topaz's training step: one direction, mean squared error, Adagrad at 0.001."""
-    optimiser = torch.optim.Adagrad(net.parameters(), lr=1e-3)
+    """Return Topaz's training step: one direction, mean squared error, Adagrad at `TOPAZ_RATE`."""
+    optimiser = torch.optim.Adagrad(net.parameters(), lr=TOPAZ_RATE)
 
     def step() -> None:
         optimiser.zero_grad()
