@@ -65,7 +65,7 @@ def copy(sources: list[Path], out: Path, bare: Seconds, synced: Seconds) -> None
 class Nothing:
     """A network that gives back what it gets."""
 
-    precision, tile = "none", 0
+    precision, tile, symmetries = "none", 0, 1
 
     def __init__(self, where: torch.device):
         self.where = where
