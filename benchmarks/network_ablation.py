@@ -1,8 +1,8 @@
 """Compare networks at equal GPU time: speed of training, and quality on held-out micrographs with known truth.
 
     bash envs/run.sh python benchmarks/network_ablation.py [--seconds 20] [--seeds 3] [--variants base … ]
-    bash envs/run.sh python benchmarks/network_ablation.py --variants ours --precisions bfloat16 float32 --steps 400
-        --seeds 20 --out benchmarks/network-ablation/seeds.tsv
+    bash envs/run.sh python benchmarks/network_ablation.py --variants ours --precisions bfloat16 float32 --batch 4
+        --rates 0.002 --steps 3000 --seeds 20 --out benchmarks/network-ablation/seeds.tsv
 
 Micrographs are simulated at EMPIAR-10025's optics and dose (`network_ablation.data`); all variants see the same ones,
 resident on the GPU, with the training step of `cryon2n.step`.  A speed is measured first, and decides how many steps
@@ -33,7 +33,7 @@ from network_ablation.variants import VARIANTS  # noqa: E402
 from cryon2n import device, files, log  # noqa: E402
 
 COLUMNS = [
-    "variant", "precision", "parameters", "ms", "Mpx_per_s", "TFLOP_per_s", "rate", "seed", "steps", "dB",
+    "variant", "precision", "parameters", "batch", "ms", "Mpx_per_s", "TFLOP_per_s", "rate", "seed", "steps", "dB",
     "delta_umse", "worst_loss",
 ]  # fmt: skip
 
@@ -102,6 +102,7 @@ def measure(
         "variant": name,
         "precision": precision,
         "parameters": sum(p.numel() for p in trainer.net.parameters()),
+        "batch": args.batch,
         "ms": ms,
         "Mpx_per_s": pixels / ms / 1e3,
         "TFLOP_per_s": training_flops(name, args) / ms / 1e9,

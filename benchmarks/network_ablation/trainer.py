@@ -19,7 +19,7 @@ class Schedule:
     """What `cryon2n.step` needs of a training's settings."""
 
     steps: int
-    rate: float = 1e-3
+    rate: float = 2e-3
     warmup: float = 0.05
     average: float = 0.02
 

@@ -83,7 +83,7 @@ class TrainSettings:
     steps: int = 4000
     batch: int = 8
     crop: int = 512
-    rate: float = 1e-3
+    rate: float = 2e-3
     warmup: float = 0.05
     weight_decay: float = 0.01
     clip: float = 3.0

@@ -153,7 +153,7 @@ def test_the_fingerprint_holds_settings_and_data(data):
     one = train.TrainSettings()
     mark = train.fingerprint(one, manifest)
     assert mark == train.fingerprint(train.TrainSettings(loader="stream", validate_every=7), manifest)
-    assert mark != train.fingerprint(train.TrainSettings(rate=2e-3), manifest)
+    assert mark != train.fingerprint(train.TrainSettings(rate=1e-3), manifest)
     assert mark != train.fingerprint(train.TrainSettings(net={"blocks": 2}), manifest)
     manifest["arrays"]["b"]["sha256"] = "0" * 64
     assert mark != train.fingerprint(one, manifest)
