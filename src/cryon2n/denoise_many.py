@@ -1,9 +1,9 @@
 """Denoise micrographs one after another: while one is computed, the next are read and the ones before are written.
 
-Threads read ahead; on a GPU they also repair and normalise, each on a stream of its own.  The network runs in the
-thread that asks for results.  Others copy back and write.  No more than `Pipeline.ahead` micrographs wait to be
-computed and as many to be written, so memory is bounded whatever the disk does.  Results come in the order of the
-micrographs.
+Threads read ahead, to a GPU each on a stream of its own.  All that is computed is computed in the thread that asks for
+results, on one stream: libraries such as cuFFT want it so, and it takes less time than the files.  Other threads copy
+back and write.  No more than `Pipeline.ahead` micrographs wait to be computed and as many to be written, so memory is
+bounded whatever the disk does.  Results come in the order of the micrographs.
 """
 
 import contextlib
@@ -111,11 +111,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A micrograph that was read.
-
-    `sources` hold what the files say beside the pixels.  Of `pixels` and `ready` there is one: still to be prepared, or
-    prepared.
-    """
+    """A micrograph that was read; `sources` hold what the files say beside the pixels."""
 
     paths: tuple[Path, ...]
     stamps: list[list[int]]
@@ -123,7 +119,6 @@ class Loaded:
     pixels: list[torch.Tensor]
     pixel_size: float | None
     began: float
-    ready: Prepared | None = None
 
 
 class Pipeline:
@@ -200,11 +195,15 @@ class Pipeline:
                     self.unwritten.append((micrograph, loaded))
                 else:
                     began = loaded.began
-                    if loaded.ready is None:
-                        loaded = self._prepared(loaded)
-                    self.unwritten.append((micrograph, self._compute(micrograph, loaded, writing)))
-                    del loaded
+                    prepared = self._prepared(loaded)
+                    if prepared is None:  # no room on the GPU beside what is being written
+                        yield from self._settled(0)
+                        loaded = self._read(micrograph, loaded, torch.device("cpu"))
+                        prepared = self._prepared(loaded, last=True)
+                    self.unwritten.append((micrograph, self._compute(micrograph, loaded, prepared, writing)))
+                    del loaded, prepared
             except (*FAILURES, RuntimeError) as error:
+                loaded = prepared = None  # and its memory
                 if not (isinstance(error, FAILURES) or out_of_memory(error)):
                     raise
                 self.unwritten.append((micrograph, self._failed(micrograph, error, began)))
@@ -228,7 +227,7 @@ class Pipeline:
             yield replace(result, micrograph=micrograph)
 
     def _load(self, micrograph: Micrograph) -> Loaded | Finished:
-        """Read a micrograph, or find that it is done; on a GPU, also prepare it."""
+        """Read a micrograph, to the GPU if there is one, or find that it is done."""
         job, began = self.job, time.monotonic()
         paths = job.paths(micrograph)
         if job.images:
@@ -239,21 +238,15 @@ class Pipeline:
             done = None if job.again else find_done(self._beside(micrograph.name, "json"), paths, self.made_with)
             if done is not None:
                 return done
-        stamps, where = [files.stamp(p) for p in paths], self.model.where
+        where = self.model.where
+        loaded = Loaded(paths, [files.stamp(p) for p in paths], [], [], None, began)
         if where.type == "cuda":
-            # Where there is no room for it now, it is prepared when the ones before are done.
+            # Where there is no room for it now, it goes to the GPU when the ones before are done.
             with contextlib.suppress(MemoryError, torch.OutOfMemoryError), own_stream(where):
-                return self._prepared(self._read(micrograph, paths, stamps, began, where))
-        return self._read(micrograph, paths, stamps, began, torch.device("cpu"))
+                return self._read(micrograph, loaded, where)
+        return self._read(micrograph, loaded, torch.device("cpu"))
 
-    def _read(
-        self,
-        micrograph: Micrograph,
-        paths: tuple[Path, ...],
-        stamps: list[list[int]],
-        began: float,
-        where: torch.device,
-    ) -> Loaded:
+    def _read(self, micrograph: Micrograph, loaded: Loaded, where: torch.device) -> Loaded:
         """Read a micrograph's pixels into the memory of a device."""
         sources, pixels = [], []
 
@@ -261,7 +254,7 @@ class Pipeline:
             pixels.append(denoise_staging.empty(shape, where))
             return denoise_staging.filling(pixels[-1])
 
-        for path in paths:
+        for path in loaded.paths:
             try:
                 sources.append(micrograph_inputs.read(path, room))
             except FAILURES:
@@ -273,24 +266,32 @@ class Pipeline:
         # 1 Å is what many programs write into a header when they do not know.
         headers = (source.pixel_size for source in sources if source.pixel_size != 1.0)
         size = next((s for s in (self.job.pixel_size, micrograph.pixel_size, *headers) if s is not None), None)
-        return Loaded(paths, stamps, sources, pixels, size, began)
+        return replace(loaded, sources=sources, pixels=pixels, pixel_size=size)
 
-    def _prepared(self, loaded: Loaded) -> Loaded:
-        """Prepare what was read, and let go of it."""
-        names = [str(path) for path in loaded.paths]
-        with lap("repair and normalise"):
-            ready = denoise_model.prepare(loaded.pixels, self.model, loaded.pixel_size, self.job.rescale, names)
-        return replace(loaded, pixels=[], ready=ready)
+    def _prepared(self, loaded: Loaded, last: bool = False) -> Prepared | None:
+        """Prepare what was read, and let go of it; None where a GPU has no room for it, unless it is the `last` try."""
+        names, where = [str(path) for path in loaded.paths], self.model.where
+        for image in loaded.pixels:
+            if image.is_cuda:  # made on another stream
+                image.record_stream(torch.cuda.current_stream(where))
+        try:
+            with lap("repair and normalise"):
+                return denoise_model.prepare(loaded.pixels, self.model, loaded.pixel_size, self.job.rescale, names)
+        except (MemoryError, torch.OutOfMemoryError):
+            if last or where.type != "cuda":
+                raise
+        finally:
+            loaded.pixels.clear()
+        torch.cuda.empty_cache()
+        return None
 
     def _compute(
-        self, micrograph: Micrograph, loaded: Loaded, writing: ThreadPoolExecutor
+        self, micrograph: Micrograph, loaded: Loaded, prepared: Prepared, writing: ThreadPoolExecutor
     ) -> Future[Finished] | Finished:
-        job, model, prepared, ends = self.job, self.model, loaded.ready, []
+        job, model, ends = self.job, self.model, []
         if model.where.type == "cuda":
             stream, timed = torch.cuda.current_stream(model.where), denoise_timing.now() is not None
             ends = [torch.cuda.Event(enable_timing=timed, blocking=True) for _ in range(2)]
-            for image in prepared.images:  # made on another stream
-                image.record_stream(stream)
             ends[0].record(stream)
         with lap("network"):
             result = denoise_model.compute(prepared, model, Wanted(job.uncertainty, job.signal_free, job.sums))
@@ -313,7 +314,7 @@ class Pipeline:
         )
         if not job.images:
             return Finished(row, sums=result.sums)
-        return writing.submit(self._write, replace(loaded, ready=None), result, row, ends)
+        return writing.submit(self._write, loaded, result, row, ends)
 
     def _write(self, loaded: Loaded, result: Denoised, row: Row, ends: Sequence[torch.cuda.Event]) -> Finished:
         """Write what was made of a micrograph; `ends`: when the GPU begins and has done it."""

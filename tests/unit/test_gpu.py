@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from cryon2n import (
+    denoise_model,
     denoise_staging,
     denoise_tiles,
     files,
@@ -40,13 +41,16 @@ def test_every_fast_form_agrees_with_the_plain_one():
 
 def test_halves_of_the_gpu_are_those_of_the_cpu(tmp_path):
     trajectory = np.cumsum(np.random.default_rng(5).normal(0, 0.6, (8, 2)), axis=0)
-    path = write_movie(tmp_path / "m.mrc", frames(1, 20 + 4 * field(1, (256, 288)), trajectory))
+    counts = frames(1, 20 + 4 * field(1, (256, 288)), trajectory)
+    counts[:, [30, 100, 101], [7, 200, 200]] = 255  # hot in every frame: to be repaired
+    path = write_movie(tmp_path / "m.mrc", counts)
     made = []
     for where in ("cpu", "cuda"):
         with movies.open_movie(path) as movie:
             made.append(split.split_movie(movie, split.SplitSettings(dose_e_per_A2=20.0), where))
     (a, b, cpu), (a2, b2, gpu) = (m[:3] for m in made)
     np.testing.assert_allclose(gpu["trajectory_A"], cpu["trajectory_A"], atol=2e-3)
+    assert gpu["defects"] == cpu["defects"] > 0
     for x, y in ((a, a2), (b, b2)):
         assert np.abs(x - y).max() < 0.02 * x.std()
 
@@ -114,20 +118,30 @@ def test_pieces_come_to_the_gpu_and_back_whole_while_it_is_busy():
             np.testing.assert_allclose(numbers, micrograph_outputs.statistics(image), rtol=1e-6, atol=1e-9)
 
 
-def test_micrographs_that_find_no_room_on_the_gpu_are_read_again(tmp_path, plain_float32, monkeypatch):
+@pytest.mark.parametrize("when", ["read", "prepared"])
+def test_micrographs_that_find_no_room_on_the_gpu_are_read_again(tmp_path, plain_float32, monkeypatch, when):
     weights = write_weights(tmp_path / "w.safetensors", pixel_size_A="1.5")
     for i in range(6):
         mrcio.write_mrc(tmp_path / f"m{i}.mrc", 500 + 40 * white(i, (300, 260)), 1.5)
     args = [tmp_path / "m*.mrc", "--weights", weights, "--precision", "float32", "--device", "cuda", "-o"]
     assert command("denoise", *args, tmp_path / "plain") == 0
-    real, calls = denoise_staging.empty, iter(range(1000))
+    calls, prepare = iter(range(1000)), denoise_model.prepare
 
     def empty(shape, where):
         if where.type == "cuda" and next(calls) % 2:
             raise MemoryError("CUDA out of memory")
-        return real(shape, where)
+        return torch.empty(shape, device=where)
 
-    monkeypatch.setattr(denoise_staging, "empty", empty)
+    def prepare_one_of_two(images, *args):
+        if images[0].is_cuda and next(calls) % 2:
+            images[0].zero_()  # what it had done before
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return prepare(images, *args)
+
+    if when == "read":
+        monkeypatch.setattr(denoise_staging, "empty", empty)
+    else:
+        monkeypatch.setattr(denoise_model, "prepare", prepare_one_of_two)
     assert command("denoise", *args, tmp_path / "short") == 0
     for i in range(6):
         plain, short = (mrcio.read_mrc(tmp_path / out / f"m{i}.mrc")[0] for out in ("plain", "short"))
