@@ -48,7 +48,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from denoise_speed import stages  # noqa: E402
 
-from cryon2n import denoise_model, device, files, log, mrcio, unet  # noqa: E402
+from cryon2n import denoise_model, device, files, log, memory, mrcio, unet  # noqa: E402
 
 LARGE, SMALL, SQUARE = (7676, 7420), (3838, 3710), (4096, 4096)
 COLUMNS = ["what", "size", "median", "lowest", "highest", "unit", "note"]
@@ -296,7 +296,7 @@ def main() -> int:
     if args.micrographs < 2 or args.repeats < 1:
         parser.error("--micrographs wants 2 or more, --repeats 1 or more")
     log.set_stage("denoise-speed")
-    device.keep_freed_memory()
+    memory.keep_freed_memory()
     args.where = device.choose(args.device, args.threads)
     args.sizes, args.stages = [{"large": LARGE, "small": SMALL}[name] for name in args.sizes], []
     for place in (args.out, args.folder or args.out):

@@ -9,7 +9,16 @@ from pathlib import Path
 
 import torch
 
-from cryon2n import denoise_live, denoise_scale, denoise_timing, device, log, micrograph_inputs, micrograph_outputs
+from cryon2n import (
+    denoise_live,
+    denoise_scale,
+    denoise_timing,
+    device,
+    log,
+    memory,
+    micrograph_inputs,
+    micrograph_outputs,
+)
 from cryon2n.denoise_devices import Worker, parse_devices, run_on_devices
 from cryon2n.denoise_done import DONE, FAILED, WAS_DONE, Finished, write_summary
 from cryon2n.denoise_many import Job, Pipeline
@@ -69,7 +78,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _denoise(args: argparse.Namespace) -> int:
-    device.keep_freed_memory()
+    memory.keep_freed_memory()
     with lap("find micrographs"):
         micrographs = [] if args.live else _find(args)
     where = str(device.choose("cpu" if args.devices else args.device, args.threads))

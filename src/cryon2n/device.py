@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import ctypes
 import resource
 from pathlib import Path
 from typing import Any
@@ -29,19 +28,6 @@ def choose(name: str, threads: int | None = None) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep large blocks that are freed, for the next one of that size.
-
-    By default it gives each back to the system, whose new pages for the next one, zeroed one by one, took a
-    third of the time of splitting a movie (docs/performance-notes.md).  Without glibc nothing happens.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        library = ctypes.CDLL("libc.so.6")
-        # mallopt(3): M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
-        for parameter, value in ((-4, 0), (-1, 2**31 - 1), (-2, 1 << 26)):
-            library.mallopt(parameter, value)
 
 
 def choose_precision(name: str, where: torch.device) -> str:

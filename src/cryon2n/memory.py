@@ -1,5 +1,7 @@
-"""How much memory a process may still take: what the machine has, and what its control groups allow."""
+"""How much memory a process may still take, by the machine and its control groups; and keeping what is freed."""
 
+import contextlib
+import ctypes
 from pathlib import Path
 
 import psutil
@@ -56,3 +58,17 @@ def cgroup_left(folder: Path) -> int | None:
             return None
         return max(0, int(most) - taken + int(stat.get(cache, 0)))
     return None
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep large blocks that are freed, for the next one of that size.
+
+    By default it gives each back to the system, whose new pages for the next one, zeroed one by one, took a
+    third of the time of splitting a movie, and of drawing one (docs/performance-notes.md).  Without glibc nothing
+    happens.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL("libc.so.6")
+        # mallopt(3): M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+        for parameter, value in ((-4, 0), (-1, 2**31 - 1), (-2, 1 << 26)):
+            library.mallopt(parameter, value)

@@ -15,7 +15,7 @@ import mrcfile
 import numpy as np
 from scipy import fft
 
-from cryon2n import __version__, files, log, mrcio, phantom
+from cryon2n import __version__, files, log, memory, mrcio, phantom
 from cryon2n import phantom_molecule as molecules
 from cryon2n.errors import InputError
 from cryon2n.phantom_record import entry_metadata, movie_record
@@ -312,6 +312,7 @@ def run_movie(args: argparse.Namespace) -> None:
     s = settings_from_arguments(PhantomSettings, args)
     if args.index < 0 or args.threads < 1:
         raise InputError(f"--index {args.index} --threads {args.threads}: wanted 0 or more, and 1 or more")
+    memory.keep_freed_memory()
     gain, dark = read_references(args.gain, args.dark, s)
     with fft.set_workers(args.threads):
         draw = draw_movie(s, args.index, load_molecule(s))

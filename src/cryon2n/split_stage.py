@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from cryon2n import device, files, log
+from cryon2n import device, files, log, memory
 from cryon2n.errors import InputError
 from cryon2n.halves import add_out_argument
 from cryon2n.names import bare_name
@@ -44,7 +44,7 @@ def _run(args: argparse.Namespace) -> None:
     if twice:
         raise InputError(f"several movies would be written as {', '.join(twice)}; split them into different folders")
     where = device.choose(args.device, args.threads)
-    device.keep_freed_memory()
+    memory.keep_freed_memory()
     if args.out is not None:
         outcome = Pipeline(references, settings, where, several=False).run(jobs)
         if outcome.failed:

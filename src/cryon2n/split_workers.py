@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from cryon2n import device, log
+from cryon2n import device, log, memory
 from cryon2n.split import SplitSettings
 from cryon2n.split_many import Job, Outcome, Pipeline, References
 
@@ -116,7 +116,7 @@ def _split(number: int, name: str, jobs: Sequence[Job], work: Work, pipe: connec
         where = torch.device(name)
         if where.type == "cuda":
             torch.cuda.set_device(where)
-        device.keep_freed_memory()
+        memory.keep_freed_memory()
         pipeline = Pipeline(work.references, work.settings, where, several=True, began=work.began)
         outcome = pipeline.run(jobs)
         pipe.send((outcome, device.usage(where)))
