@@ -141,6 +141,24 @@ def test_the_panel_and_picking_have_every_method(built):
     assert "What the methods invent" in report and "Are particles found in it?" in report
 
 
+def test_the_notebook_runs_on_any_run(built, tmp_path):
+    cells = json.loads((ROOT / "docs/tour.ipynb").read_text())["cells"]
+    assert not [o for cell in cells for o in cell.get("outputs", []) if o["output_type"] == "error"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    assert code.startswith('dataset = "demo"')
+    code = code.replace('"demo"', '"tiny"', 1) + "\nprint(errors)"
+    (tmp_path / "tour.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "tour.py"],
+        cwd=built / "config",  # in any folder of the tree
+        env={**os.environ, "MPLBACKEND": "agg"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "total variation" in done.stdout and "'wiener'" in done.stdout
+
+
 def test_nothing_is_left_half_written(built):
     ours = [p for part in ("data/tiny", "results/tiny") for p in (built / part).rglob("*")]
     assert len(ours) > 100
