@@ -11,6 +11,7 @@ from torch import nn
 from cryon2n import device
 from cryon2n.crops import CropPlan, crop_table, cut, gather, plan_crops
 from cryon2n.step import Stepper, average_decay, learning_rate
+from cryon2n.train import TrainSettings
 from network_ablation.data import Micrographs
 
 
@@ -19,9 +20,9 @@ class Schedule:
     """What `cryon2n.step` needs of a training's settings."""
 
     steps: int
-    rate: float = 2e-3
-    warmup: float = 0.05
-    average: float = 0.02
+    rate: float = TrainSettings.rate
+    warmup: float = TrainSettings.warmup
+    average: float = TrainSettings.average
 
 
 class Trainer:

@@ -77,7 +77,7 @@ class Prepared:
     Attributes
     ----------
     images : tuple of tensor, shape (h, w)
-        One, or both halves, repaired and normalised, on the device.
+        One, or both halves, repaired and normalised, on the device and of the pixel size for the network.
     offset, scale : float
         Grey level = offset + scale x result.
     scaling : Scaling
@@ -173,7 +173,7 @@ def prepare(
     rescale: str = "auto",
     names: Sequence[str] = ("the image", "the other half"),
 ) -> Prepared:
-    """Repair and normalise a micrograph, or its two halves.
+    """Bring a micrograph, or its two halves, into the form that the network takes.
 
     Parameters
     ----------
@@ -219,25 +219,23 @@ def prepare(
     else:
         scales = [scale] * len(scales)
     scaling = choose_scaling(images[0].shape, pixel_size, model.pixel_size, rescale)
-    ready = tuple(x.sub_(offset).div_(s) for x, (offset, _), s in zip(found, levels, scales, strict=True))
+    normalised = (x.sub_(offset).div_(s) for x, (offset, _), s in zip(found, levels, scales, strict=True))
+    ready = tuple(denoise_scale.there(x, scaling) for x in normalised)
     return Prepared(ready, float(np.mean([o for o, _ in levels])), scale, scaling, repaired, unequal)
 
 
 @torch.no_grad()
 def compute(prepared: Prepared, model: Model, wanted: Wanted | None = None) -> Denoised:
-    """Denoise what `prepare` prepared, at the pixel size for the network; of halves, the mean of f(a) and f(b).
+    """Denoise what `prepare` prepared; of halves, the mean of f(a) and f(b).
 
     Raises
     ------
     InputError
         More is wanted of halves that are not of equal exposure: their difference would hold signal.
     """
-    wanted = wanted or Wanted()
+    wanted, images = wanted or Wanted(), prepared.images
     if prepared.unequal and wanted != Wanted():
         raise InputError(f"{prepared.unequal}; uncertainty, calibration and the signal-free test want equal ones")
-    # Here, in one thread and on one stream, and not where threads prepare: cuFFT's plans, which torch keeps for all
-    # threads, must not be at work on two streams at once.
-    images = [denoise_scale.there(x, prepared.scaling) for x in prepared.images]
     results = [model.run(x) for x in images]
 
     def to_grey(x: torch.Tensor, offset: float) -> torch.Tensor:
