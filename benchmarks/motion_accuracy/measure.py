@@ -82,7 +82,7 @@ def frame_bound(movie: Movie, device: torch.device | str = "cpu") -> float:
     for image, factor in zip(images, q, strict=True):
         image *= alignment.on_bins(bins, factor)
     alignment.move_back(bins, images, best_global(movie).corrected(np.zeros((1, 2)))[:, 0])
-    weights = alignment.make_weights(bins, alignment.measure_spectrum(bins, [images], q), q)
+    weights = alignment.make_weights(bins, alignment.measure_spectrum(bins, images, q), q)
     return float(np.sqrt(2 * (1 / weights.information).mean()))
 
 

@@ -11,8 +11,8 @@ frequencies in 1/Å.  Images are multiplied by q_t once, at the beginning; after
 best estimate of the scene, and one matrix product gives all gradients.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -58,10 +58,11 @@ class Grid:
         return np.arange(self.n_rings) * self.ring_width
 
 
+@lru_cache(maxsize=4)  # the coarse, the fine, the local and the patches' grid: of every movie of a dataset the same
 def make_grid(
     shape: tuple[int, int], pixel_A: tuple[float, float], low_A: float, high_A: float, device: torch.device | str
 ) -> Grid:
-    """Return the grid of images of `shape` whose band goes from `low_A` to `high_A` Å.
+    """Return the grid of images of `shape` whose band goes from `low_A` to `high_A` Å; not to be changed.
 
     Coarser detail than `low_A` is left out: illumination and ice gradients do not move with the specimen.
     """
@@ -92,11 +93,11 @@ def make_grid(
     )
 
 
-def ring_sum(grid: Grid, values: torch.Tensor) -> np.ndarray:
-    """Sum values (h, w // 2 + 1) of the band over rings, shape (n_rings,), float64."""
-    flat = (values * grid.inside).double().flatten()
-    sums = torch.zeros(grid.n_rings, dtype=torch.float64, device=flat.device)
-    return sums.scatter_add_(0, grid.ring.flatten(), flat).cpu().numpy()
+def ring_sums(grid: Grid, values: torch.Tensor) -> np.ndarray:
+    """Sum values (k, h, w // 2 + 1) of the band over rings, shape (k, n_rings), float64."""
+    flat = (values * grid.inside).double().flatten(1)
+    sums = torch.zeros(len(flat), grid.n_rings, dtype=torch.float64, device=flat.device)
+    return sums.scatter_add_(1, grid.ring.flatten().expand_as(flat), flat).cpu().numpy()
 
 
 def on_bins(grid: Grid, values: np.ndarray) -> torch.Tensor:
@@ -142,25 +143,22 @@ class Spectrum:
     noise: np.ndarray
 
 
-def measure_spectrum(grid: Grid, places: Iterable[torch.Tensor], q: np.ndarray, smooth: int = 5) -> Spectrum:
+def measure_spectrum(grid: Grid, images: torch.Tensor, q: np.ndarray, smooth: int = 5) -> Spectrum:
     """Estimate the strength of signal and noise from the even and the odd images, ring by ring.
 
     Parameters
     ----------
     grid : Grid
-    places : tensors, each of shape (n, h, w // 2 + 1)
-        Aligned images, times q, of one place or several.
+    images : tensor, shape (..., n, h, w // 2 + 1)
+        Aligned, times q; of one place or several.
     q : ndarray, shape (n, n_rings)
     smooth : int
         Rings on either side over which the estimate is averaged.
     """
-    bins, count = torch.zeros(3, *grid.inside.shape, dtype=torch.float64, device=grid.inside.device), 0.0
-    for images in places:
-        x, y = images[0::2].sum(0), images[1::2].sum(0)
-        for total, pair in zip(bins, ((x, y), (x, x), (y, y)), strict=True):
-            total += (pair[0] * pair[1].conj()).real
-        count += grid.counts
-    cross, *powers = (ring_sum(grid, total) for total in bins)
+    x, y = (images[..., k::2, :, :].sum(-3).reshape(-1, *grid.inside.shape) for k in (0, 1))
+    bins = [(u * v.conj()).real.sum(0, dtype=torch.float64) for u, v in ((x, y), (x, x), (y, y))]
+    count = grid.counts * len(x)
+    cross, *powers = ring_sums(grid, torch.stack(bins))
     smooth = min(smooth, (grid.n_rings - 1) // 2)
     share = np.maximum([(q[0::2] ** 2).sum(0), (q[1::2] ** 2).sum(0)], 1e-9)
     kernel = np.ones(2 * smooth + 1)
@@ -224,6 +222,6 @@ def gradients(grid: Grid, weights: Weights, aligned: torch.Tensor, area: float |
     return -TAU * area * products.imag.double().cpu().numpy()
 
 
-def likelihood(weights: Weights, scene: torch.Tensor, area: float = 1.0) -> float:
-    """Return the log-likelihood, up to what no shift changes, of images whose aligned sum is `scene`."""
-    return 0.5 * area * float((weights.bins * (scene * scene.conj()).real).sum())
+def likelihood(weights: Weights, scenes: torch.Tensor) -> torch.Tensor:
+    """Return the log-likelihood (...), up to what no shift changes, of images whose aligned sums are `scenes`."""
+    return 0.5 * (weights.bins * (scenes * scenes.conj()).real).sum((-2, -1))

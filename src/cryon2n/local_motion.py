@@ -8,8 +8,9 @@ must explain the patches between, which it has not seen, or it is thrown away.
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ KNOTS = 7  # of the stored field along each side
 ACCEPT = 4.0  # log-likelihood that unseen patches must gain, in all
 ROUNDS = 4
 MOST_PATCHES = 12  # along a side
-AT_ONCE = 8  # frames that are cut into patches together
+AT_ONCE = {"cpu": 1, "cuda": 16}  # frames that are cut, or patches that are moved, together; bounds the memory
 
 
 @dataclass(frozen=True)
@@ -50,18 +51,20 @@ class LocalField:
         return np.einsum("ki,kj,tijc->tkc", y, x, self.knots_A)
 
     def on_grid(
-        self, frame: int, shape: tuple[int, int], offset: np.ndarray, device: torch.device | str
-    ) -> torch.Tensor:
-        """Return the local motion of one frame at every pixel, shape (2, h, w) in Å.
+        self, shape: tuple[int, int], offset: np.ndarray, device: torch.device | str
+    ) -> Callable[[int], torch.Tensor]:
+        """Return a function that gives the local motion of a frame at every pixel, shape (2, h, w) in Å.
 
         Pixel (y, x) of the image lies at ``(y, x) + offset`` pixels of the field.
         """
-        rows, columns = (
-            torch.as_tensor(spline_matrix(KNOTS, (np.arange(size) + by) / size), dtype=torch.float32, device=device)
-            for size, by in zip(shape, offset, strict=True)
+        rows, columns, knots = (
+            torch.as_tensor(values, dtype=torch.float32, device=device)
+            for values in (
+                *(spline_matrix(KNOTS, (np.arange(s) + by) / s) for s, by in zip(shape, offset, strict=True)),
+                self.knots_A.transpose(0, 3, 1, 2),
+            )
         )
-        knots = torch.as_tensor(self.knots_A[frame], dtype=torch.float32, device=device)
-        return torch.einsum("yi,ijc,xj->cyx", rows, knots, columns)
+        return lambda frame: rows @ knots[frame] @ columns.T
 
 
 def spline_matrix(knots: int, at: np.ndarray) -> np.ndarray:
@@ -117,35 +120,62 @@ def cut_patches(grid: alignment.Grid, images: torch.Tensor, counts: tuple[int, i
     low_A : float
         Å; coarser detail takes no part.
     """
-    from cryon2n.motion import fast_size
-
-    (h, w), device = grid.shape, images.device
-    lines = [windows(size, count) for size, count in zip(grid.shape, counts, strict=True)]
-    boxes = [[(int(np.flatnonzero(row)[0]), int(np.flatnonzero(row)[-1]) + 1) for row in line] for line in lines]
-    size = tuple(fast_size(max(b - a for a, b in box)) for box in boxes)
+    device = images.device
+    sides = [_strips(size, count) for size, count in zip(grid.shape, counts, strict=True)]
+    size = tuple(side.at.shape[1] for side in sides)
     high_A = 1 / (grid.ring_s[grid.counts > 0].max() + 0.5 * grid.ring_width)
     patch_grid = alignment.make_grid(size, grid.pixel_A, low_A, high_A, device)
     cells = np.array([(i, j) for i in range(counts[0]) for j in range(counts[1])])
-    spectra = torch.zeros(len(cells), len(images), size[0], size[1] // 2 + 1, dtype=torch.complex64, device=device)
-    centres, areas = np.zeros((len(cells), 2)), np.zeros(len(cells))
-    cut = []
-    for p, (i, j) in enumerate(cells):
-        (y0, y1), (x0, x1) = boxes[0][i], boxes[1][j]
-        window = np.outer(lines[0][i][y0:y1], lines[1][j][x0:x1])
-        areas[p] = (window**2).sum() / (size[0] * size[1])
-        weight = window**2 / (window**2).sum()
-        centres[p] = [
-            (weight.sum(1) @ np.arange(y0, y1)) / h,
-            (weight.sum(0) @ np.arange(x0, x1)) / w,
-        ]
-        scaled = torch.as_tensor(window / np.sqrt(areas[p]), dtype=torch.float32, device=device)
-        cut.append((slice(y0, y1), slice(x0, x1), scaled))
+    y, x = (torch.as_tensor(side.at.ravel(), device=device) for side in sides)
+    along_y, along_x = (torch.as_tensor(side.window, dtype=torch.float32, device=device) for side in sides)
+    window = along_y[:, None, :, None] * along_x[None, :, None, :]
+    spectra = torch.empty(len(cells), len(images), size[0], size[1] // 2 + 1, dtype=torch.complex64, device=device)
     band = grid.inside.clamp_max(1)
-    for t in range(0, len(images), AT_ONCE):
-        frames = torch.fft.irfft2(images[t : t + AT_ONCE] * band, s=grid.shape)
-        for p, (rows, columns, window) in enumerate(cut):
-            spectra[p, t : t + AT_ONCE] = torch.fft.rfft2(frames[:, rows, columns] * window, s=size)
-    return Patches(patch_grid, spectra, centres, areas, cells)
+    step = AT_ONCE[device.type]
+    for t in range(0, len(images), step):
+        frames = torch.fft.irfft2(images[t : t + step] * band, s=grid.shape)
+        cut = frames[:, y][:, :, x].view(len(frames), counts[0], size[0], counts[1], size[1]).transpose(2, 3)
+        spectra[:, t : t + step] = torch.fft.rfft2(cut * window).flatten(1, 2).transpose(0, 1)
+    centres, areas = (
+        np.stack([one[cells[:, axis]] for axis, one in enumerate(both)], 1)
+        for both in ([side.centre for side in sides], [side.area for side in sides])
+    )
+    return Patches(patch_grid, spectra, centres, areas.prod(1), cells)
+
+
+class _Strips(NamedTuple):
+    """The windows of one side, each cut out where it is not 0.
+
+    Attributes
+    ----------
+    at : ndarray of int, shape (count, length)
+        Which pixels; within the image.
+    window : ndarray, shape (count, length)
+        Divided by the root of its mean square; 0 where a strip reaches past the image.
+    centre : ndarray, shape (count,)
+        In fractions of the side.
+    area : ndarray, shape (count,)
+        The window's mean square.
+    """
+
+    at: np.ndarray
+    window: np.ndarray
+    centre: np.ndarray
+    area: np.ndarray
+
+
+def _strips(size: int, count: int) -> _Strips:
+    from cryon2n.motion import fast_size
+
+    lines = windows(size, count)
+    begin = (lines > 0).argmax(1)
+    longest = size - (lines[:, ::-1] > 0).argmax(1) - begin
+    at = begin[:, None] + np.arange(fast_size(int(longest.max())))
+    inside, at = at < size, at.clip(0, size - 1)
+    window = np.take_along_axis(lines, at, 1) * inside
+    power = (window**2).sum(1)
+    area = power / at.shape[1]
+    return _Strips(at, window / np.sqrt(area)[:, None], (window**2 * at).sum(1) / power / size, area)
 
 
 # The field
@@ -309,20 +339,21 @@ def _gain_on_unseen(
     patches: Patches, weights: alignment.Weights, prior: Prior, told: np.ndarray, shifts: np.ndarray
 ) -> float:
     """Return the log-likelihood that patches gain by a field fitted to the other half of the patches."""
-    gained = 0.0
+    moved = np.zeros_like(shifts)
     colour = patches.cells.sum(1) % 2
     for fold in (0, 1):
-        seen, unseen = colour == fold, np.flatnonzero(colour != fold)
+        seen, unseen = colour == fold, colour != fold
         solution, _ = fit(prior, told * seen[:, None, None], patches.areas * seen, weights.information)
-        predicted = _evaluate(prior.space, prior.frames, solution)
-        for p in unseen:
-            scenes = [_scene(patches, p, wanted - shifts[p]) for wanted in (predicted[p], np.zeros_like(predicted[p]))]
-            with_field, without = (alignment.likelihood(weights, scene, patches.areas[p]) for scene in scenes)
-            gained += with_field - without
-    return gained
+        moved[unseen] = _evaluate(prior.space, prior.frames, solution)[unseen]
+    with_field, without = (_likelihoods(patches, weights, wanted - shifts) for wanted in (moved, np.zeros_like(moved)))
+    return float(patches.areas @ (with_field - without))
 
 
-def _scene(patches: Patches, p: int, shifts: np.ndarray) -> torch.Tensor:
-    """Return the sum of a patch's images, moved back by `shifts` (n, 2) in Å."""
-    rows, columns = alignment.phases(patches.grid, shifts)
-    return (patches.images[p] * rows[:, :, None] * columns[:, None, :]).sum(0)
+def _likelihoods(patches: Patches, weights: alignment.Weights, shifts: np.ndarray) -> np.ndarray:
+    """Return the log-likelihood (p,) of the patches' images, moved back by `shifts` (p, n, 2) in Å, areas aside."""
+    step, told = AT_ONCE[patches.images.device.type], []
+    for p in range(0, len(patches.images), step):
+        rows, columns = alignment.phases(patches.grid, shifts[p : p + step])
+        scenes = ((patches.images[p : p + step] * rows[..., None]).mul_(columns[..., None, :])).sum(1)
+        told.append(alignment.likelihood(weights, scenes))
+    return torch.cat(told).double().cpu().numpy()

@@ -236,8 +236,7 @@ def _coarse(
     ]
     shifts = np.zeros((len(images), 2))
     for _ in range(settings.max_iterations):
-        total = images.sum(0)
-        steps = np.array([_peak((total - image).conj() * image, grid, reach) for image in images])
+        steps = _peaks(images, grid, reach)
         steps = (steps - steps.mean(0)) * (len(images) - 1) / len(images)  # the others move, too
         steps = np.clip(shifts + steps, -settings.max_shift_A, settings.max_shift_A) - shifts
         alignment.move_back(grid, images, steps)
@@ -247,17 +246,31 @@ def _coarse(
     return shifts - shifts.mean(0)
 
 
-def _peak(cross: torch.Tensor, grid: alignment.Grid, reach: list[int]) -> np.ndarray:
-    """Return the [y, x] in Å of the highest correlation within `reach` pixels, refined by parabolas."""
-    correlation = torch.fft.irfft2(cross, s=grid.shape)
-    window = torch.roll(correlation, tuple(reach), (0, 1))[: 2 * reach[0] + 1, : 2 * reach[1] + 1].cpu().numpy()
+def _peaks(images: torch.Tensor, grid: alignment.Grid, reach: list[int]) -> np.ndarray:
+    """Return how far each image (n, h, w // 2 + 1) stands from the sum of the others, (n, 2) in Å.
+
+    The place [y, x] of the highest correlation within `reach` pixels, refined by parabolas.
+    """
+    total = images.sum(0)
+    rows, columns = (
+        torch.arange(-r, r + 1, device=images.device) % size for r, size in zip(reach, grid.shape, strict=True)
+    )
+    windows = []
+    for some in images.split(local_motion.AT_ONCE[images.device.type]):
+        correlation = torch.fft.irfft2((total - some).conj() * some, s=grid.shape)
+        windows.append(correlation[:, rows[:, None], columns])
+    return np.array([_peak(window, reach) for window in torch.cat(windows).cpu().numpy()]) * grid.pixel_A
+
+
+def _peak(window: np.ndarray, reach: list[int]) -> np.ndarray:
+    """Return the [y, x] of a window's highest value, in pixels from the middle."""
     y, x = np.unravel_index(int(window.argmax()), window.shape)
     peak = np.array([y - reach[0], x - reach[1]], float)
     if 0 < y < window.shape[0] - 1:
         peak[0] += _vertex(*window[y - 1 : y + 2, x])
     if 0 < x < window.shape[1] - 1:
         peak[1] += _vertex(*window[y, x - 1 : x + 2])
-    return peak * grid.pixel_A
+    return peak
 
 
 def _vertex(left: float, middle: float, right: float) -> float:
@@ -276,7 +289,7 @@ def _refine(
     alignment.move_back(grid, images, start)
     shifts, info = start.copy(), {}
     for _ in range(settings.max_iterations):
-        weights = alignment.make_weights(grid, alignment.measure_spectrum(grid, [images], q), q)
+        weights = alignment.make_weights(grid, alignment.measure_spectrum(grid, images, q), q)
         gradient = alignment.gradients(grid, weights, images)
         wanted, info = smooth_trajectory(gradient, weights.information, shifts)
         step = wanted - shifts

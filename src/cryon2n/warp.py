@@ -56,10 +56,13 @@ def sum_groups(
     rings = None
     # The sum's content stands where it stood in frame 0; the field is that of places in the mean frame.
     offset = motion.trajectory_A.mean(0) / pixel_size
-    factors = None if motion.local is None else making_up(motion.local, shape, pixel_size, offset)
+    factors = displaced = None
     for t, spectrum in enumerate(spectra):
         if t not in member:
             continue
+        if motion.local is not None and displaced is None:
+            factors = making_up(motion.local, shape, pixel_size, offset)
+            displaced = motion.local.on_grid(shape, offset, spectrum.device)
         axes = fourier.shift_phase_axes(shape, shifts[t])
         if factors is not None:
             axes = [axis * factor[t] for axis, factor in zip(axes, factors, strict=True)]
@@ -71,14 +74,15 @@ def sum_groups(
             moved *= torch.as_tensor(weights[t], dtype=torch.float32, device=spectrum.device)[rings]
         if motion.local is not None:
             image = torch.fft.irfft2(moved, s=shape)
-            moved = pull(image, motion.local.on_grid(t, shape, offset, image.device) / pixel_size)
+            moved = pull(image, displaced(t) / pixel_size)
         group = member[t]
         total[group] = moved if total[group] is None else total[group].add_(moved)
-    out = np.empty((len(groups), *shape), np.float32)
+    # Page-locked for a GPU: a copy to memory that was never touched waits for the system, page by page.
+    out = torch.empty((len(groups), *shape), pin_memory=total[0].device.type == "cuda")
     for g, image in enumerate(out):
-        image[:] = (total[g] if motion.local is not None else torch.fft.irfft2(total[g], s=shape)).cpu().numpy()
+        image.copy_(total[g] if motion.local is not None else torch.fft.irfft2(total[g], s=shape))
         total[g] = None  # as the sums fill up, their spectra go
-    return out
+    return out.numpy()
 
 
 def weight_frequencies(shape: tuple[int, int], pixel_size: float) -> np.ndarray:

@@ -136,12 +136,12 @@ def test_signal_and_noise_are_measured():
     scene = rng.standard_normal(shape)
     data = 0.5 * scene + rng.standard_normal((n, *shape))
     images = torch.fft.rfft2(torch.from_numpy(data.astype(np.float32)))
-    found = alignment.measure_spectrum(grid, [images], np.ones((n, grid.n_rings)))
+    found = alignment.measure_spectrum(grid, images, np.ones((n, grid.n_rings)))
     inside = grid.counts > 50
     assert np.median(found.ssnr[inside]) == pytest.approx(0.25, rel=0.15)
     assert np.median(found.noise[inside]) == pytest.approx(shape[0] * shape[1], rel=0.05)
     noise = torch.fft.rfft2(torch.from_numpy(rng.standard_normal((n, *shape)).astype(np.float32)))
-    nothing = alignment.measure_spectrum(grid, [noise], np.ones((n, grid.n_rings)))
+    nothing = alignment.measure_spectrum(grid, noise, np.ones((n, grid.n_rings)))
     assert np.mean(nothing.ssnr[inside]) < 0.01
 
 
@@ -196,7 +196,7 @@ def test_a_local_field_between_its_knots():
     at = np.array([[0.13, 0.77], [0.0, 1.0]])
     expected = np.stack([at[:, 0] ** 3 - at[:, 1], at[:, 1] ** 2 * at[:, 0]], -1)
     np.testing.assert_allclose(field.at(at)[2], 2 * expected, atol=1e-12)
-    grid = field.on_grid(2, (10, 20), np.array([1.0, 2.0]), "cpu").numpy()
+    grid = field.on_grid((10, 20), np.array([1.0, 2.0]), "cpu")(2).numpy()
     np.testing.assert_allclose(grid[:, 2, 5], 2 * np.array([0.3**3 - 0.35, 0.35**2 * 0.3]), atol=1e-6)
 
 
