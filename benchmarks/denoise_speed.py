@@ -13,8 +13,8 @@ command
     ``cryon2n denoise`` from files to files in a new process, 20 micrographs of both sizes, float32, against ``cp`` of
     the same files to the same disk.  The fair one is ``cp`` with fsync: the command, too, has each micrograph on the
     disk before it gets its name; ``cp`` without ends while the bytes are in memory.  In turn, `--repeats` times.  A run
-    of one micrograph tells the start-up.  All files were just written and lie in the page cache where the memory
-    suffices.
+    of one micrograph tells the start-up.  Once with the files in the page cache, where the memory suffices, and once
+    from the disk, with their pages let go before each run.
 stages
     The same with a network that costs nothing, in this process.  Without a GPU all that one would do is left out, and
     one image in the CPU's memory stands for the GPU's: what is measured is the CPU's share of the work on a GPU.
@@ -156,7 +156,7 @@ def compute(args: argparse.Namespace, weights: Path, shape: tuple[int, int]) -> 
 
 
 def command(args: argparse.Namespace, weights: Path, sources: list[Path], out: Path, where: str, *more: str) -> float:
-    """Run ``cryon2n denoise`` and return its seconds; what it wrote is removed."""
+    """Run ``cryon2n denoise`` and return its seconds."""
     threads = ["--threads", str(args.threads)] if args.threads else []
     whole = [sys.executable, "-m", "cryon2n", "denoise", *map(str, sources), "-o", str(out), "--weights", str(weights)]
     began = time.perf_counter()
@@ -164,7 +164,6 @@ def command(args: argparse.Namespace, weights: Path, sources: list[Path], out: P
     seconds = time.perf_counter() - began
     if done.returncode != 0 or len(list(out.glob("*.mrc"))) != len(sources):
         raise SystemExit(f"cryon2n denoise gave {done.returncode}:\n{done.stderr}")
-    shutil.rmtree(out)
     return seconds
 
 
@@ -182,24 +181,24 @@ def written(args: argparse.Namespace, folder: Path, shape: tuple[int, int]) -> I
 
 
 def files_to_files(
-    args: argparse.Namespace, weights: Path, folder: Path, shape: tuple[int, int]
+    args: argparse.Namespace, weights: Path, folder: Path, shape: tuple[int, int], cold: bool
 ) -> list[dict[str, str]]:
-    """Measure the whole command, or all of it but the network, against copying."""
+    """Measure the whole command, or all of it but the network, against copying; `cold`: from the disk."""
 
-    def whole(sources: list[Path], timing: Path) -> None:
-        command(args, weights, sources, folder / "out", args.where.type, "--timing", str(timing))
+    def whole(sources: list[Path], out: Path, timing: Path) -> None:
+        command(args, weights, sources, out, args.where.type, "--timing", str(timing))
 
     model = denoise_model.load_model(weights, args.where) if "stages" in args.sections else None
     with written(args, folder, shape) as sources:
         n, size = len(sources), sum(path.stat().st_size for path in sources)
         runs = model, sources, folder, shape, args.repeats, whole if "command" in args.sections else None
-        took, found = stages.measure(*runs)
+        took, found = stages.measure(*runs, cold)
     args.stages += found
     rate = f"{size / 1e9:.2f} GB read and written"
-    rows = []
+    rows, where = [], stages.FROM_DISK * cold
     for name, seconds in took.items():
         if seconds.wall:
-            what = "whole command, 1 micrograph" if name == "one" else f"{name}, {n} micrographs"
+            what = ("whole command, 1 micrograph" if name == "one" else f"{name}, {n} micrographs") + where
             note = "start-up of Python and torch included" if name == "one" else rate
             rows.append(row(what, shape, seconds.wall, "s", note))
             rows.append(row(f"{what}, CPU time", shape, seconds.cpu, "CPU-s"))
@@ -207,12 +206,12 @@ def files_to_files(
     shares = {name: took[name].wall for name in ("no network", "whole command")}
     further = [(c - o) / (n - 1) for c, o in zip(took["whole command"].wall, took["one"].wall, strict=True)]
     if further:
-        rows.append(row("whole command, each further micrograph", shape, further, "s"))
+        rows.append(row(f"whole command, each further micrograph{where}", shape, further, "s"))
         shares["further micrographs"] = [n * f for f in further]
     for name, of in shares.items():
         if of:
             ratios = [a / b for a, b in zip(of, copied, strict=True)]
-            rows.append(row(f"{name} / cp and fsync", shape, ratios, "ratio"))
+            rows.append(row(f"{name} / cp and fsync{where}", shape, ratios, "ratio"))
     return rows
 
 
@@ -226,6 +225,7 @@ def cpu_seconds(args: argparse.Namespace, weights: Path, folder: Path) -> list[d
     for _ in range(args.repeats):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         wall.append(command(args, weights, [folder / "square.mrc"], folder / "out", "cpu"))
+        shutil.rmtree(folder / "out")
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         used.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     note = f"{args.threads or 'all'} threads, {device.choose_precision('auto', torch.device('cpu'))}"
@@ -274,7 +274,9 @@ def sections(args: argparse.Namespace, weights: Path, folder: Path) -> Iterator[
     if "cpu" in args.sections:
         yield partial(cpu_seconds, args, weights, folder)
     if {"command", "stages"} & set(args.sections):
-        yield from (partial(files_to_files, args, weights, folder, shape) for shape in args.sizes)
+        for shape in args.sizes:
+            for cold in (False, True):
+                yield partial(files_to_files, args, weights, folder, shape, cold)
     yield partial(topaz, args)
 
 

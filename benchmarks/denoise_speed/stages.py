@@ -21,6 +21,7 @@ from cryon2n.denoise_scale import Scaling
 
 COLUMNS = ["run", "size", *denoise_timing.COLUMNS]
 ALL = "all of it"
+FROM_DISK = ", from the disk"
 AHEAD = 4  # micrographs read ahead and written at once, as on a GPU
 
 
@@ -48,6 +49,13 @@ class Seconds:
 def _cpu_seconds() -> float:
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(u.ru_utime + u.ru_stime for u in used)
+
+
+def forget(paths: Iterable[Path]) -> None:
+    """Let go of files' pages in the page cache, so that they are read from the disk; they must have been synced."""
+    for path in paths:
+        with open(path, "rb") as f:
+            os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def copy(sources: list[Path], out: Path, bare: Seconds, synced: Seconds) -> None:
@@ -130,7 +138,8 @@ def measure(
     folder: Path,
     shape: tuple[int, int],
     repeats: int,
-    command: Callable[[list[Path], Path], object] | None,
+    command: Callable[[list[Path], Path, Path], object] | None,
+    cold: bool = False,
 ) -> tuple[dict[str, Seconds], list[dict[str, str]]]:
     """Measure copying, the way past no network and the whole command, in turn.
 
@@ -145,7 +154,9 @@ def measure(
     shape : (h, w)
     repeats : int
     command : callable or None
-        Given micrographs and a file for its timing, runs ``cryon2n denoise``; None: that is left out.
+        Given micrographs, a folder and a file for its timing, runs ``cryon2n denoise``; None: that is left out.
+    cold : bool
+        Before each, let go of the micrographs' pages in the page cache.
 
     Returns
     -------
@@ -154,27 +165,32 @@ def measure(
     stages : list of dict
         Rows of the stages, and of all these.
     """
-    size, timing, rows = f"{shape[0]} x {shape[1]}", folder / "timing.tsv", []
+    size, timing, rows = f"{shape[0]} x {shape[1]}" + FROM_DISK * cold, folder / "timing.tsv", []
+    out = folder / "out"
     seconds = {name: Seconds() for name in ("cp", "cp and fsync", "no network", "one", "whole command")}
     tables: dict[str, list[list[dict[str, str]]]] = {"no network": [], "whole command": []}
     if model is not None:  # on a GPU the first loads its libraries
-        without_network(model, sources[:1], folder / "out", shape, Seconds())
+        without_network(model, sources[:1], out, shape, Seconds())
 
     def past_no_network() -> None:
-        found = without_network(model, sources, folder / "out", shape, seconds["no network"])
+        found = without_network(model, sources, out, shape, seconds["no network"])
         tables["no network"].append(found)
 
     def in_a_new_process() -> None:
-        with seconds["one"].one_more():
-            command(sources[:1], timing)
-        with seconds["whole command"].one_more():
-            command(sources, timing)
+        for name, some in (("one", sources[:1]), ("whole command", sources)):
+            if cold:
+                forget(some)
+            with seconds[name].one_more():
+                command(some, out, timing)
+            shutil.rmtree(out)  # after the clock has stopped, as that of `copy`
         tables["whole command"].append(files.read_table(timing, denoise_timing.COLUMNS))
 
     steps = [lambda: copy(sources, folder / "copies", seconds["cp"], seconds["cp and fsync"])]
     steps += [past_no_network] * (model is not None) + [in_a_new_process] * (command is not None)
     for i in range(repeats):
         for step in steps if i % 2 == 0 else steps[::-1]:  # the first gets memory that costs more
+            if cold:
+                forget(sources)
             step()
     for run, found in tables.items():
         rows += medians(run, size, found)

@@ -13,7 +13,7 @@ from pathlib import Path
 import mrcfile
 import numpy as np
 
-from cryon2n import files, mrcio
+from cryon2n import files, mrcio, split_many
 from split_speed.movie import PIXEL_SIZE
 
 BIN, PATCHES = 2, 5
@@ -174,7 +174,7 @@ def why_absent(name: str) -> str | None:
 
 def stage_threads(device: str) -> dict[str, int]:
     """Return how many threads of the form with many movies work in each of its stages (`cryon2n.split_many`)."""
-    beside = 3 if device == "cuda" else 1
+    beside = split_many.BESIDE[device]
     return {"read": 1, "split": 1, "hash": beside, "write": beside}
 
 

@@ -18,6 +18,7 @@ from cryon2n import (
     memory,
     micrograph_inputs,
     micrograph_outputs,
+    readahead,
 )
 from cryon2n.denoise_devices import Worker, parse_devices, run_on_devices
 from cryon2n.denoise_done import DONE, FAILED, WAS_DONE, Finished, write_summary
@@ -92,6 +93,7 @@ def _denoise(args: argparse.Namespace) -> int:
     with lap("load weights"):
         run = args.precision, args.tile, args.compile, args.symmetries
         model = load_model(args.weights, "cpu" if several else devices[0], *run)
+    readahead.stop()
     job = Job(
         out=args.out or Path(),
         pixel_size=args.pixel_size,

@@ -6,8 +6,6 @@ probable, so that a movie without local motion gets none.  In the end a field fi
 must explain the patches between, which it has not seen, or it is thrown away.
 """
 
-import dataclasses
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,14 +14,11 @@ import numpy as np
 import torch
 from scipy import interpolate
 
-from cryon2n import alignment
+from cryon2n import alignment, motion_prior
 
 if TYPE_CHECKING:
     from cryon2n.motion import MotionSettings
 
-WIDTHS_A = (0.3, 0.6, 1.2, 2.5, 5.0, 10.0)  # candidates: standard deviation of the local motion, Å
-LENGTHS = (0.35, 0.6, 1.0, 1.8)  # … correlation length in space, in units of the longer side
-TIMES = (0.5, 1.0)  # … in time, in units of log(1 + frame / 3)
 KNOTS = 7  # of the stored field along each side
 ACCEPT = 4.0  # log-likelihood that unseen patches must gain, in all
 ROUNDS = 4
@@ -178,90 +173,6 @@ def _strips(size: int, count: int) -> _Strips:
     return _Strips(at, window / np.sqrt(area)[:, None], (window**2 * at).sum(1) / power / size, area)
 
 
-# The field
-
-
-@dataclass(frozen=True)
-class Prior:
-    """A Gaussian process in space and time, as functions whose coefficients are standard normal.
-
-    Attributes
-    ----------
-    width, length, time : float
-        Its standard deviation in Å, its length in units of the longer side, and its time.
-    space : ndarray, shape (p, j)
-        At the patches' centres.
-    frames : ndarray, shape (n, k)
-        At the frames; each column's mean is 0, because a shift of all frames shows nowhere.
-    """
-
-    width: float
-    length: float
-    time: float
-    space: np.ndarray
-    frames: np.ndarray
-
-    def extended(self, points: np.ndarray, centres: np.ndarray, aspect: np.ndarray) -> np.ndarray:
-        """Return the functions of space at other places (k, 2), shape (k, j)."""
-        kernel = _space_kernel(centres, centres, aspect, self.length)
-        return _space_kernel(points, centres, aspect, self.length) @ np.linalg.solve(
-            kernel + 1e-8 * np.eye(len(centres)), self.space
-        )
-
-
-def make_prior(centres: np.ndarray, aspect: np.ndarray, n: int, width: float, length: float, time: float) -> Prior:
-    """Return the prior of patches at `centres` (fractions of a frame whose sides are as `aspect`) and `n` frames."""
-    u = np.log1p(np.arange(n) / 3) / time
-    frames = np.exp(-0.5 * (u[:, None] - u) ** 2)
-    centring = np.eye(n) - 1 / n
-    return Prior(
-        width,
-        length,
-        time,
-        _functions(_space_kernel(centres, centres, aspect, length)),
-        _functions(centring @ frames @ centring),
-    )
-
-
-def _space_kernel(a: np.ndarray, b: np.ndarray, aspect: np.ndarray, length: float) -> np.ndarray:
-    distance2 = (((a[:, None] - b[None]) * aspect) ** 2).sum(-1)
-    return np.exp(-0.5 * distance2 / length**2)
-
-
-def _functions(kernel: np.ndarray, keep: float = 1e-4) -> np.ndarray:
-    """Return the columns whose outer products sum to `kernel`, without the negligible ones."""
-    values, vectors = np.linalg.eigh(kernel)
-    kept = values > keep * values.max()
-    return (vectors[:, kept] * np.sqrt(values[kept]))[:, ::-1]
-
-
-def fit(prior: Prior, told: np.ndarray, areas: np.ndarray, information: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return the most probable coefficients (j, k, 2) and the log-evidence of the prior.
-
-    The information of patch p about frame t is ``areas[p] information[t]``, a product; so both sides of
-    the normal equations diagonalise apart.
-
-    Parameters
-    ----------
-    prior : Prior
-    told : ndarray, shape (p, n, 2)
-        ``gradient + information · shifts``: what the patches tell of motion from 0.
-    areas : ndarray, shape (p,)
-        0 leaves a patch out (then `told` must be 0 there, too).
-    information : ndarray, shape (n,)
-        1/Å².
-    """
-    space, frames = prior.width * prior.space, prior.frames
-    a, u = np.linalg.eigh(space.T @ (areas[:, None] * space))
-    b, v = np.linalg.eigh(frames.T @ (information[:, None] * frames))
-    right = np.einsum("pi,tk,ptc->ikc", space @ u, frames @ v, told, optimize=True)
-    curvature = 1 + np.outer(a.clip(0), b.clip(0))
-    solution = right / curvature[..., None]
-    # On two axes: half the logarithm of the determinant, twice.
-    evidence = 0.5 * (right * solution).sum() - np.log(curvature).sum()
-    return prior.width * np.einsum("ji,mk,ikc->jmc", u, v, solution, optimize=True), float(evidence)
-
-
 def estimate_local(
     grid: alignment.Grid, images: torch.Tensor, dose_per_frame: float | None, settings: "MotionSettings"
 ) -> tuple[LocalField | None, np.ndarray, dict[str, Any]]:
@@ -290,25 +201,18 @@ def estimate_local(
     patches = cut_patches(grid, images, counts, settings.patch_A / 2)
     q = alignment.damage_factors(patches.grid, n, dose_per_frame)
     aspect = sides / sides.max()
-    priors = [
-        dataclasses.replace(prior, width=width)
-        for length, time in itertools.product(LENGTHS, TIMES)
-        for prior in (make_prior(patches.centres, aspect, n, 1.0, length, time),)
-        for width in WIDTHS_A
-    ]
+    priors = motion_prior.make_priors(patches.centres, aspect, n)
     shifts = np.zeros((len(patches.centres), n, 2))
-    prior, coefficients = None, None
     for _ in range(ROUNDS):
         spectrum = alignment.measure_spectrum(patches.grid, patches.images, q)
         weights = alignment.make_weights(patches.grid, spectrum, q)
         gradient = alignment.gradients(patches.grid, weights, patches.images, patches.areas[:, None, None])
         told = gradient + (patches.areas[:, None] * weights.information)[..., None] * shifts
-        fits = [fit(candidate, told, patches.areas, weights.information) for candidate in priors]
-        best = int(np.argmax([evidence for _, evidence in fits]))
-        if fits[best][1] <= 0:  # the evidence of no motion at all
+        evidence, prior = motion_prior.best_prior(priors, told, patches.areas, weights.information)
+        if evidence <= 0:  # that of no motion at all
             return None, np.zeros((n, 2)), {"patches": list(counts)}
-        prior, coefficients = priors[best], fits[best][0]
-        new = _evaluate(prior.space, prior.frames, coefficients)
+        coefficients, _ = motion_prior.fit(prior, told, patches.areas, weights.information)
+        new = motion_prior.evaluate(prior.space, prior.frames, coefficients)
         step = new - shifts
         alignment.move_back(patches.grid, patches.images, step)
         shifts = new
@@ -325,26 +229,22 @@ def estimate_local(
         return None, np.zeros((n, 2)), info
     fractions = np.linspace(0, 1, KNOTS)
     points = np.stack(np.meshgrid(fractions, fractions, indexing="ij"), -1).reshape(-1, 2)
-    knots = _evaluate(prior.extended(points, patches.centres, aspect), prior.frames, coefficients)
+    knots = motion_prior.evaluate(prior.extended(points, patches.centres, aspect), prior.frames, coefficients)
     knots = knots.transpose(1, 0, 2).reshape(n, KNOTS, KNOTS, 2)
     mean = shifts.mean(0)
     return LocalField(knots - knots[:1] - (mean - mean[:1])[:, None, None]), mean - mean[:1], info
 
 
-def _evaluate(space: np.ndarray, frames: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
-    return np.einsum("pj,tk,jkc->ptc", space, frames, coefficients, optimize=True)
-
-
 def _gain_on_unseen(
-    patches: Patches, weights: alignment.Weights, prior: Prior, told: np.ndarray, shifts: np.ndarray
+    patches: Patches, weights: alignment.Weights, prior: motion_prior.Prior, told: np.ndarray, shifts: np.ndarray
 ) -> float:
     """Return the log-likelihood that patches gain by a field fitted to the other half of the patches."""
     moved = np.zeros_like(shifts)
     colour = patches.cells.sum(1) % 2
     for fold in (0, 1):
         seen, unseen = colour == fold, colour != fold
-        solution, _ = fit(prior, told * seen[:, None, None], patches.areas * seen, weights.information)
-        moved[unseen] = _evaluate(prior.space, prior.frames, solution)[unseen]
+        solution, _ = motion_prior.fit(prior, told * seen[:, None, None], patches.areas * seen, weights.information)
+        moved[unseen] = motion_prior.evaluate(prior.space, prior.frames, solution)[unseen]
     with_field, without = (_likelihoods(patches, weights, wanted - shifts) for wanted in (moved, np.zeros_like(moved)))
     return float(patches.areas @ (with_field - without))
 

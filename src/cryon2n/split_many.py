@@ -2,7 +2,7 @@
 
 On a GPU a thread of its own reads or decodes the next movie's frames, a few at a time, and uploads them, and
 others hash files and write halves.  Memory beside `split.split_movie`'s, which is on the GPU: there one more
-movie's frames, here four movies' halves and a page-locked frame for each of `READERS`.
+movie's frames, here five movies' halves and a page-locked frame for each of `READERS`.
 
 On a CPU only hashing and writing go on beside the alignment: nothing is read ahead, so that memory is that
 of one movie and one more movie's halves.
@@ -25,6 +25,7 @@ from cryon2n.split import Split, SplitSettings, align_movie, used_frames
 from cryon2n.split_done import provenance
 
 READERS = min(8, os.cpu_count() or 1)  # threads that decode one movie's frames for a GPU
+BESIDE = {"cpu": 1, "cuda": 4}  # threads that hash, and that write: SHA-256 takes four times as long as an alignment
 STAGES = ("read", "split", "hash", "write")  # read: open, decode and, on a GPU, upload
 FAILURES = (InputError, OSError, MemoryError, torch.OutOfMemoryError)  # of one movie; all else is a fault of ours
 
@@ -168,7 +169,7 @@ class Pipeline:
         self.references, self.settings, self.where, self.several = references, settings, where, several
         self.opener, self.outcome = Opener(references, settings, where), Outcome()
         self.began = time.monotonic() if began is None else began
-        self.workers = 3 if where.type == "cuda" else 1  # three hash as fast as one is aligned
+        self.workers = BESIDE[where.type]
         self.reading = ThreadPoolExecutor(1)
         self.hashing, self.writing = (ThreadPoolExecutor(self.workers) for _ in range(2))
         self.unwritten: list[tuple[Job, Future[None]]] = []

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from cryon2n import alignment, local_motion, motion, warp
+from cryon2n import alignment, local_motion, motion, motion_prior, warp
 from cryon2n.errors import InputError
 from making import field, frames
 
@@ -176,9 +176,9 @@ def test_squared_windows_sum_to_one(size, count):
 def test_the_fit_solves_its_normal_equations():
     rng = np.random.default_rng(0)
     centres, n = rng.random((5, 2)), 6
-    prior = local_motion.make_prior(centres, np.ones(2), n, 1.7, 0.6, 0.5)
+    prior = motion_prior.make_prior(centres, np.ones(2), n, 1.7, 0.6, 0.5)
     told, areas, information = rng.standard_normal((5, n, 2)), rng.random(5), rng.random(n)
-    coefficients, evidence = local_motion.fit(prior, told, areas, information)
+    coefficients, evidence = motion_prior.fit(prior, told, areas, information)
     basis = np.einsum("pj,tk->ptjk", 1.7 * prior.space, prior.frames).reshape(5 * n, -1)
     weight = np.outer(areas, information).ravel()
     matrix = np.eye(basis.shape[1]) + basis.T @ (weight[:, None] * basis)

@@ -24,7 +24,7 @@ rule score_method:
         "benchmarks/jobs/score_method/{dataset}/{method}.tsv"
     conda:
         "../../envs/cryon2n.yaml"
-    threads: 1
+    threads: 4
     resources:
         mem="8GB",
         runtime="1h",

@@ -95,6 +95,7 @@ else:
                 "halves.py",
                 "local_motion.py",
                 "motion.py",
+                "motion_prior.py",
                 "movie_header.py",
                 "movies.py",
                 "names.py",
