@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy import fft
 
-from cryon2n import excluded, files, fourier, half_errors, log, memory, metrics, mrcio, pooling
+from cryon2n import excluded, files, fourier, half_errors, log, metrics, mrcio, pooling
 from cryon2n.errors import InputError
 from cryon2n.pair import INPUTS, Pair, load_pair, read_estimates
 from cryon2n.pooling import IMAGE_METRICS, TRUTH_METRICS, UNBIASED_METRICS
@@ -288,7 +288,6 @@ def _score_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_score(args: argparse.Namespace) -> None:
-    memory.keep_freed_memory()
     labels = read_labels(args.labels) if args.labels else {}
     records = excluded.kept(args.halves, args.excluded, "test")
     scores, rings = score_records(
