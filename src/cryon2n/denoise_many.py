@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ FAILURES = (InputError, OSError, MemoryError, torch.OutOfMemoryError)  # of one 
 LABEL = "denoised, for viewing and picking, not for reconstruction"
 SIGMA_LABEL = "standard error of the denoised micrograph"
 FOLDERS = {"json": "records", "mrc": "uncertainty", "png": "quicklook"}  # in the folder for the results
+DONE_BEFORE = 0.02  # s; by then a thread has found that an earlier run has made a result
 LOOK = 0.2  # s between two looks for what has been written while nothing is to be computed
 
 
@@ -140,6 +141,7 @@ class Pipeline:
         on_gpu = model.where.type == "cuda"
         # On a CPU the network takes all cores: more threads would only hold memory.
         self.ahead = ahead or (min(4, os.cpu_count() or 1) if on_gpu else 1)
+        self.cold = on_gpu
         self.room = threading.Semaphore(self.ahead)
         self.read: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.unwritten: deque[tuple[Micrograph, Future[Finished] | Finished]] = deque()
@@ -188,6 +190,7 @@ class Pipeline:
             micrograph, future = item
             began = time.monotonic()
             try:
+                self._warm_up(future)
                 with lap("wait for reading"):
                     loaded = future.result()
                 del item, future  # which hold the image as it was read
@@ -210,6 +213,13 @@ class Pipeline:
             self.room.release()
             yield from self._settled(self.ahead)
         yield from self._settled(0)
+
+    def _warm_up(self, first: Future[Loaded | Finished]) -> None:
+        """Let a GPU load its libraries while the first micrograph is read; one that was done before is not read."""
+        if self.cold and not wait([first], DONE_BEFORE).done:
+            with lap("warm up"), contextlib.suppress(torch.OutOfMemoryError):
+                denoise_model.warm_up(self.model)
+            self.cold = False
 
     def _settled(self, most: int) -> Iterator[Finished]:
         """Yield what is finished, in order, and wait until no more than `most` micrographs are to be written."""

@@ -26,6 +26,7 @@ from cryon2n.errors import InputError
 from cryon2n.unet import load_weights
 
 EQUAL = 1.2  # ratio of the halves' standard deviations up to which they are taken to be of equal exposure
+WARM_UP_SIDE = 512  # pixels
 SMALLEST_SIDE = 64  # pixels; below, a micrograph's grey levels cannot be told
 
 
@@ -252,6 +253,14 @@ def compute(prepared: Prepared, model: Model, wanted: Wanted | None = None) -> D
     if wanted.signal_free:
         signal_free = power_percent(model.run((a - b) / 2), model.run((a + b) / 2))
     return Denoised(to_grey(fa.add_(fb).mul_(0.5), prepared.offset), sigma, signal_free, sums)
+
+
+def warm_up(model: Model) -> None:
+    """Take a small image all the way: what a GPU loads and chooses once is there when the first micrograph comes."""
+    image = np.random.default_rng(0).standard_normal((WARM_UP_SIDE, WARM_UP_SIDE), np.float32)
+    prepared = prepare([image], model)
+    if not model.run.compiled:  # for this size it would be compiled apart
+        compute(prepared, model).image.cpu()
 
 
 def denoise(

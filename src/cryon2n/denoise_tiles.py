@@ -41,6 +41,7 @@ class Tiled:
     ----------
     tile : int
         As it is now; memory that runs out halves it.
+    compiled : bool
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Tiled:
         self.precision = device.choose_precision(precision, self.where)
         self.grid, self.halo = net.grid, -(-net.reach // net.grid) * net.grid
         self.tile = tile or (CPU_TILE if self.where.type == "cpu" else largest_tile(net))
-        self.forward = torch.compile(net, dynamic=False) if compiled else net
+        self.compiled, self.forward = compiled, torch.compile(net, dynamic=False) if compiled else net
         self.symmetries = symmetries
 
     @torch.no_grad()

@@ -231,6 +231,40 @@ def test_no_more_than_a_few_micrographs_are_in_memory(tmp_path, weights, monkeyp
     assert most[0] <= 3  # one being read or computed, two to be written
 
 
+def test_a_gpu_warms_up_once_while_the_first_micrograph_is_read_and_not_for_what_is_done(
+    tmp_path, weights, monkeypatch
+):
+    paths = [write_micrograph(tmp_path / "in" / f"m{i}.mrc", i) for i in range(3)]
+    events, real_read, real_warm_up = [], denoise_many.micrograph_inputs.read, denoise_many.denoise_model.warm_up
+    warm = threading.Event()
+
+    def read(path, room):
+        assert warm.wait(10)  # a slow disk
+        events.append("read")
+        return real_read(path, room)
+
+    def warm_up(model):
+        real_warm_up(model)
+        events.append("warm")
+        warm.set()
+
+    monkeypatch.setattr(denoise_many.micrograph_inputs, "read", read)
+    monkeypatch.setattr(denoise_many.denoise_model, "warm_up", warm_up)
+
+    def results(again):
+        pipeline = denoise_many.Pipeline(load_model(weights, "cpu"), Job(tmp_path / "out", again=again))
+        pipeline.cold = True
+        events.clear()
+        micrographs = [Micrograph(path.stem, path, None, None, None, str(path)) for path in paths]
+        return [found.row.status for found in pipeline.run(micrographs)]
+
+    assert results(again=True) == ["done"] * 3
+    assert events == ["warm", "read", "read", "read"]
+    monkeypatch.setattr(denoise_many, "DONE_BEFORE", 10)  # however busy the machine is
+    assert len(results(again=False)) == 3
+    assert events == []
+
+
 # ---------------------------------------------------------------------------- live
 
 
