@@ -1,5 +1,7 @@
 """Alignment of simulated movies whose motion is known, and the parts it is made of."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -171,6 +173,47 @@ def test_the_trajectory_is_the_most_probable_one():
 @pytest.mark.parametrize(("size", "count"), [(100, 3), (97, 4), (64, 2)])
 def test_squared_windows_sum_to_one(size, count):
     np.testing.assert_allclose((local_motion.windows(size, count) ** 2).sum(0), 1)
+
+
+def test_patches_are_windows_of_the_frames():
+    """Also at the border, where a window is shorter than the patch; in more pieces than one."""
+    rng, shape, counts = np.random.default_rng(0), (60, 90), (2, 4)
+    frames = rng.standard_normal((3, *shape)).astype(np.float32)
+    grid = alignment.make_grid(shape, (2.0, 2.0), 1e6, 4.0, "cpu")  # all of the band but mean and Nyquist
+    spectra = torch.fft.rfft2(torch.from_numpy(frames))
+    patches = local_motion.cut_patches(grid, spectra, counts, 100.0)
+    banded = torch.fft.irfft2(spectra * grid.inside.clamp_max(1), s=shape).numpy()
+    (h, w), lines = patches.grid.shape, [local_motion.windows(*of) for of in zip(shape, counts, strict=True)]
+    for p, (i, j) in enumerate(patches.cells):
+        window = np.outer(lines[0][i], lines[1][j])
+        y, x = (np.flatnonzero(line)[0] for line in (lines[0][i], lines[1][j]))
+        cut = np.zeros((3, h, w))
+        inside = (banded * window)[:, y : y + h, x : x + w]
+        cut[:, : inside.shape[1], : inside.shape[2]] = inside
+        area = (window**2).sum() / (h * w)
+        assert patches.areas[p] == pytest.approx(area)
+        np.testing.assert_allclose(patches.images[p].numpy(), np.fft.rfft2(cut / np.sqrt(area)), atol=1e-3)
+        weight = window**2 / (window**2).sum()
+        centre = [(weight.sum(1 - axis) * np.arange(size)).sum() / size for axis, size in enumerate(shape)]
+        np.testing.assert_allclose(patches.centres[p], centre)
+
+
+def test_the_best_prior_is_that_of_the_greatest_evidence():
+    rng, n = np.random.default_rng(3), 8
+    y, x = np.meshgrid([0.2, 0.5, 0.8], [0.2, 0.5, 0.8], indexing="ij")
+    centres = np.stack([y.ravel(), x.ravel()], 1)
+    areas, information = np.full(9, 0.8), np.full(n, 30.0)
+    moved = np.einsum("p,t,c->ptc", centres[:, 0] - 0.5, np.log1p(np.arange(n)), [2.0, -1.0])
+    told = information[:, None] * areas[:, None, None] * moved + rng.normal(0, 30**0.5, (9, n, 2))
+    priors = motion_prior.make_priors(centres, np.ones(2), n)
+    evidence, best = motion_prior.best_prior(priors, told, areas, information)
+    each = [
+        motion_prior.fit(dataclasses.replace(prior, width=width), told, areas, information)[1]
+        for prior in priors
+        for width in motion_prior.WIDTHS_A
+    ]
+    assert evidence == pytest.approx(max(each))
+    assert motion_prior.fit(best, told, areas, information)[1] == pytest.approx(evidence)
 
 
 def test_the_fit_solves_its_normal_equations():
