@@ -5,6 +5,8 @@ measured, and how: `audit_checks`.  What is a fault, and what happens then: `aud
 """
 
 import argparse
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -191,8 +193,8 @@ def travelled(trajectory: list[list[float]]) -> float:
     return float(np.linalg.norm(np.diff(np.asarray(trajectory, dtype=np.float64), axis=0), axis=1).sum())
 
 
-def measure(records: list[Path]) -> tuple[list[dict[str, Any]], dict[str, dict[str, np.ndarray]]]:
-    """Measure all micrographs; each is also compared with the next one in the list.
+def measure(records: list[Path], threads: int = 1) -> tuple[list[dict[str, Any]], dict[str, dict[str, np.ndarray]]]:
+    """Measure all micrographs, `threads` at once; each is also compared with the next one in the list.
 
     Returns
     -------
@@ -205,17 +207,19 @@ def measure(records: list[Path]) -> tuple[list[dict[str, Any]], dict[str, dict[s
     rows, patterns, spectra = [], [], {}
     beyond: list[tuple[float, float]] = []  # FRC and bins
     progress = log.Progress(len(records), "micrographs")
-    current = first = pair.load_pair(records[0])
-    for i in range(len(records)):
-        following = first if i + 1 == len(records) else pair.load_pair(records[i + 1])
-        row, r, pattern = measure_pair(current, following if len(records) > 1 else None)
-        rows.append(row)
-        spectra[current.name] = checks.bands(r)
-        beyond.append((row["frc_beyond"], float(r.bins[r.band(checks.BEYOND)].sum())))
-        if pattern is not None:
-            patterns.append(pattern)
-        current = following
-        progress.update(i + 1)
+    load = lru_cache(threads + 1)(pair.load_pair)  # two neighbours want each
+
+    def one(i: int) -> tuple[dict[str, Any], checks.Rings, np.ndarray | None]:
+        return measure_pair(load(records[i]), load(records[(i + 1) % len(records)]) if len(records) > 1 else None)
+
+    with ThreadPoolExecutor(threads) as executor:
+        for i, (row, r, pattern) in enumerate(executor.map(one, range(len(records)))):
+            rows.append(row)
+            spectra[row["micrograph"]] = checks.bands(r)
+            beyond.append((row["frc_beyond"], float(r.bins[r.band(checks.BEYOND)].sum())))
+            if pattern is not None:
+                patterns.append(pattern)
+            progress.update(i + 1)
     brightness = np.array([row["electrons_per_A2"] for row in rows])
     power = np.log(np.maximum([row["low_frequency_power"] for row in rows], 1e-9))
     for row, z, low_z in zip(
@@ -360,12 +364,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--figure", type=Path, required=True, metavar="PNG", help="written: figure (PNG or SVG)")
     add("--rings", type=Path, metavar="TSV", help="written: spectra of the halves and their noise")
     add("--excluded", type=Path, metavar="TSV", help="written: micrographs to leave out, and why")
+    add("--threads", type=int, default=1, metavar="N", help="micrographs that are measured at once")
     add_settings_arguments(parser)
 
 
 def _run(args: argparse.Namespace) -> None:
     settings = settings_from_arguments(AuditSettings, args)
-    rows, spectra = measure(args.halves)
+    rows, spectra = measure(args.halves, max(args.threads, 1))
     findings = judge(rows, settings)
     unpaired = [f["micrograph"] for f in findings if f["reason"] == "no-common-signal"]
     for name, other in find_partners({p.stem: p for p in args.halves}, unpaired).items():

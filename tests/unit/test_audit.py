@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from cryon2n import audit, audit_checks, audit_rules, excluded, files, fourier, halves_figure, pair, report
@@ -61,6 +62,18 @@ def verdict(records, **settings):
 
 
 # ---------------------------------------------------------------------------- clean halves
+
+
+def test_several_at_once_are_measured_as_one_by_one(tmp_path, monkeypatch):
+    records, read = write_set(tmp_path, good), []
+    rows, spectra = audit.measure(records)
+    monkeypatch.setattr(audit.pair, "load_pair", lambda path, own=audit.pair.load_pair: read.append(path) or own(path))
+    at_once, spectra_at_once = audit.measure(records, 3)
+    assert pd.DataFrame(at_once).equals(pd.DataFrame(rows))
+    assert list(spectra_at_once) == list(spectra)
+    read.clear()
+    audit.measure(records)
+    assert read == [*records, records[0]]  # the last is compared with the first
 
 
 def test_clean_pairs_are_ok(tmp_path):

@@ -131,7 +131,7 @@ rule audit_halves:
         "benchmarks/jobs/audit_halves/{dataset}.tsv"
     conda:
         "../../envs/cryon2n.yaml"
-    threads: 1
+    threads: 4
     resources:
         mem="8GB",
         runtime="2h",
@@ -142,7 +142,7 @@ rule audit_halves:
         ),
     shell:
         "cryon2n audit-halves --halves {input.records:q} --table {output.table:q} --rings {output.rings:q} "
-        "--excluded {output.excluded:q} --figure {output.figure:q} --settings {params.settings:q} 2>&1 | tee {log:q}"
+        "--excluded {output.excluded:q} --figure {output.figure:q} --settings {params.settings:q} --threads {threads} 2>&1 | tee {log:q}"
 
 
 rule plot_halves:
