@@ -60,6 +60,12 @@ def cgroup_left(folder: Path) -> int | None:
     return None
 
 
+def give_back_freed_memory() -> None:
+    """Give freed blocks back to the system after all: between parts of the work that want blocks of other sizes."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 def keep_freed_memory() -> None:
     """Let the C library keep large blocks that are freed, for the next one of that size.
 

@@ -135,8 +135,8 @@ def estimate(
     band, images = cut_band(spectra, shape, pixel_A, settings.resolution_A)
     q = alignment.damage_factors(band, len(images), dose_per_frame)
     if dose_per_frame:
-        for image, factor in zip(images, q, strict=True):
-            image *= alignment.on_bins(band, factor)
+        for t, factor in enumerate(q):
+            images[t] *= alignment.on_bins(band, factor)
     trajectory, info = _refine(band, images, start, q, settings)
     found = None
     if settings.local:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from scipy import fft
 
-from cryon2n import dose, gain, log, motion, movies, warp
+from cryon2n import dose, gain, log, memory, motion, movies, warp
 from cryon2n.errors import InputError
 from cryon2n.frame_range import parse_frame_range
 from cryon2n.halves import normalise_equal, normalise_groups, pixel_size_of
@@ -191,6 +191,7 @@ def align_movie(
         )
     repair = Repair(defects)
     movie.frames.release()
+    trim(where)
     seconds.lap("reading, defects")
 
     def spectra() -> Iterator[torch.Tensor]:
@@ -210,6 +211,7 @@ def align_movie(
         band, (grid_shape, grid_pixel) = torch.cat([images for images, _, _ in cut]), cut[0][1:]
         del cut
     movie.frames.release()
+    trim(where)
     seconds.lap("transforms")
     groups = [list(range(k, n, settings.groups)) for k in range(settings.groups)]
     members = [list(range(k, n, 2)) for k in range(2)]  # of the halves
@@ -220,6 +222,7 @@ def align_movie(
     else:
         moved = motion.estimate_apart(band, members, *about, 2 * damaging if damaging else None)
     del band
+    trim(where)
     seconds.lap("alignment")
     weights = None
     if settings.dose_weighting:
@@ -227,6 +230,7 @@ def align_movie(
         weights = dose.frame_weights(frequencies, per_frame * np.arange(n), groups, settings.voltage_kV)
     sums = warp.sum_groups(kept if keep else spectra(), groups, shape, pixel_size, moved, weights)
     del kept
+    trim(where)
     a, b_ = sums if len(sums) == 2 else (sums[k::2].sum(0) for k in range(2))
     seconds.lap("sums")
     n_defects, repaired = int(defects.sum()), movies.repaired_area_percent(defects)
@@ -271,6 +275,12 @@ def align_movie(
         return Split(a, b_, record, sums if len(groups) > 2 else None)
 
     return finish
+
+
+def trim(where: torch.device) -> None:
+    """Give freed memory back between parts of the work that want blocks of other sizes; on a GPU these lie there."""
+    if where.type == "cpu":
+        memory.give_back_freed_memory()
 
 
 def used_frames(movie: movies.Movie, settings: SplitSettings) -> movies.Movie:
