@@ -45,21 +45,41 @@ class LocalField:
         y, x = (spline_matrix(self.knots_A.shape[1 + axis], points[:, axis]) for axis in (0, 1))
         return np.einsum("ki,kj,tijc->tkc", y, x, self.knots_A)
 
-    def on_grid(
-        self, shape: tuple[int, int], offset: np.ndarray, device: torch.device | str
+    def sampling(
+        self, shape: tuple[int, int], offset: np.ndarray, pixel_size: float, device: torch.device | str
     ) -> Callable[[int], torch.Tensor]:
-        """Return a function that gives the local motion of a frame at every pixel, shape (2, h, w) in Å.
+        """Return a function that gives where each pixel of a frame is to be taken from, shape (h, w, 2).
 
-        Pixel (y, x) of the image lies at ``(y, x) + offset`` pixels of the field.
+        At pixel (y, x) of the image, which lies at ``(y, x) + offset`` pixels of the field: [x, y] plus the local
+        motion, on a scale where the first pixel's centre is -1 and the last one's 1, as torch's ``grid_sample`` takes
+        it with ``align_corners``.
+
+        Parameters
+        ----------
+        shape : (h, w)
+        offset : ndarray, shape (2,)
+            [y, x] in pixels.
+        pixel_size : float
+            Å.
+        device : torch.device or str
         """
-        rows, columns, knots = (
-            torch.as_tensor(values, dtype=torch.float32, device=device)
-            for values in (
-                *(spline_matrix(KNOTS, (np.arange(s) + by) / s) for s, by in zip(shape, offset, strict=True)),
-                self.knots_A.transpose(0, 3, 1, 2),
+        splines = [spline_matrix(KNOTS, (np.arange(s) + by) / s) for s, by in zip(shape, offset, strict=True)]
+        lines = [np.linspace(-1, 1, size) for size in shape]
+        # Two sums of products of a function of y and one of x, as one matrix product whose even columns are x.
+        ones = [np.ones_like(line) for line in lines]
+        right = np.zeros((2 * KNOTS + 2, shape[1], 2))
+        right[:KNOTS, :, 0], right[KNOTS, :, 0] = splines[1].T, lines[1]
+        right[KNOTS + 1 : -1, :, 1], right[-1, :, 1] = splines[1].T, ones[1]
+        across = torch.as_tensor(right.reshape(len(right), -1), dtype=torch.float32, device=device)
+
+        def at(frame: int) -> torch.Tensor:
+            y, x = (
+                splines[0] @ self.knots_A[frame, ..., axis] * (2 / (shape[axis] - 1) / pixel_size) for axis in (0, 1)
             )
-        )
-        return lambda frame: rows @ knots[frame] @ columns.T
+            down = np.concatenate([x, ones[0][:, None], y, lines[0][:, None]], 1)
+            return (torch.as_tensor(down, dtype=torch.float32, device=device) @ across).view(*shape, 2)
+
+        return at
 
 
 def spline_matrix(knots: int, at: np.ndarray) -> np.ndarray:

@@ -215,11 +215,15 @@ class RawFrames:
                 f"{self.movie.path}: frame {index} holds NaN or infinite values; wanted finite counts: "
                 "write the movie again or leave it out of the sheet"
             )
+        return self.correct(frame)
+
+    def correct(self, counts: torch.Tensor, n: int = 1) -> torch.Tensor:
+        """Subtract the dark from the sum of n recorded frames (h, w), float32, and multiply by the gain, in place."""
         if self.dark is not None:
-            frame -= self.dark
+            counts.sub_(self.dark, alpha=n)
         if self.gain is not None:
-            frame *= self.gain
-        return frame
+            counts *= self.gain
+        return counts
 
 
 def _as_tensor(array: np.ndarray) -> torch.Tensor:
@@ -246,12 +250,15 @@ def find_defects(frames: RawFrames, n_sigma: float = 7.0) -> torch.Tensor:
     defects : tensor of bool, shape (h, w)
     """
     first = frames.raw(0)
-    total = torch.zeros(first.shape, device=first.device)
+    counted = not first.is_floating_point()  # whole numbers are added up as they are, and corrected once
+    total = torch.zeros(first.shape, dtype=torch.int32 if counted else torch.float32, device=first.device)
     steady = torch.ones(first.shape, dtype=torch.bool, device=first.device)
     for index in range(frames.n):
-        total += frames.corrected(index)
+        total += frames.raw(index) if counted else frames.corrected(index)
         steady &= frames.raw(index) == first
         frames.movie.frames.release()
+    if counted:
+        total = frames.correct(total.float(), frames.n)
     # Below 7² electrons a dead pixel is within 7 sigma of the mean.  By chance a good pixel of 20 or
     # more electrons stays empty in one of 5e8 cases; that equal counts recur 16 times is as rare.
     if frames.n < 16:

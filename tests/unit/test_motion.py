@@ -239,8 +239,9 @@ def test_a_local_field_between_its_knots():
     at = np.array([[0.13, 0.77], [0.0, 1.0]])
     expected = np.stack([at[:, 0] ** 3 - at[:, 1], at[:, 1] ** 2 * at[:, 0]], -1)
     np.testing.assert_allclose(field.at(at)[2], 2 * expected, atol=1e-12)
-    grid = field.on_grid((10, 20), np.array([1.0, 2.0]), "cpu")(2).numpy()
-    np.testing.assert_allclose(grid[:, 2, 5], 2 * np.array([0.3**3 - 0.35, 0.35**2 * 0.3]), atol=1e-6)
+    x, y = field.sampling((10, 20), np.array([1.0, 2.0]), 0.5, "cpu")(2).numpy()[2, 5]
+    from_place = np.array([(y + 1) / 2 * 9 - 2, (x + 1) / 2 * 19 - 5])  # pixels of 0.5 Å
+    np.testing.assert_allclose(from_place, 4 * np.array([0.3**3 - 0.35, 0.35**2 * 0.3]), atol=1e-5)
 
 
 # Moving the frames
@@ -277,8 +278,9 @@ def test_sums_undo_a_known_local_motion():
 
 def test_pulling_by_whole_pixels_is_exact():
     image = torch.from_numpy(np.random.default_rng(0).standard_normal((40, 50)).astype(np.float32))
-    by = torch.stack([torch.full((40, 50), 3.0), torch.full((40, 50), -2.0)])
-    moved = warp.pull(image, by)
+    knots = np.tile([6.0, -4.0], (1, local_motion.KNOTS, local_motion.KNOTS, 1))
+    places = local_motion.LocalField(knots).sampling((40, 50), np.zeros(2), 2.0, "cpu")
+    moved = warp.pull(image, places(0))
     np.testing.assert_allclose(moved[5:30, 5:45], image[8:33, 3:43], atol=2e-4)
 
 
