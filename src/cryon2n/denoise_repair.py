@@ -10,7 +10,7 @@ import torch
 
 from cryon2n.border import bad_border, outside
 from cryon2n.errors import InputError
-from cryon2n.repair import good_pixels_near, local_mean, median
+from cryon2n.repair import evenly, good_pixels_near, local_mean
 
 N_SIGMA = 7.0  # robust standard deviations from which on a single pixel is no noise
 NEIGHBOURS = 2  # pixels to each side among which the others that stand out are counted
@@ -60,7 +60,7 @@ def repair_pixels(image: torch.Tensor, where: str = "the image") -> Repaired:
             "make or copy the file again"
         )
     if not_finite:
-        image.masked_fill_(bad, float(median(image[~bad])))
+        image.masked_fill_(bad, float(evenly(image[~bad]).median()))
     n_border = 0
     if any(border := bad_border(image)):
         lines = torch.from_numpy(outside(image.shape, border)).to(image.device)

@@ -13,7 +13,7 @@ from cryon2n import references
 from cryon2n.errors import InputError
 from cryon2n.frame_range import FrameRange
 from cryon2n.frames import Frames, open_frames
-from cryon2n.repair import local_mean, median
+from cryon2n.repair import evenly, local_mean
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,8 @@ def find_defects(frames: RawFrames, n_sigma: float = 7.0) -> torch.Tensor:
     """
     first = frames.raw(0)
     counted = not first.is_floating_point()  # whole numbers are added up as they are, and corrected once
-    total = torch.zeros(first.shape, dtype=torch.int32 if counted else torch.float32, device=first.device)
+    whole = torch.int16 if first.element_size() == 1 and frames.n <= 128 else torch.int32
+    total = torch.zeros(first.shape, dtype=whole if counted else torch.float32, device=first.device)
     steady = torch.ones(first.shape, dtype=torch.bool, device=first.device)
     for index in range(frames.n):
         total += frames.raw(index) if counted else frames.corrected(index)
@@ -270,10 +271,10 @@ def find_defects(frames: RawFrames, n_sigma: float = 7.0) -> torch.Tensor:
         defects |= frames.known
     # Twice, so that very hot pixels do not lift the local mean that judges their neighbours.
     for _ in range(2):
-        local = local_mean(torch.where(defects, median(total), total))
+        local = local_mean(torch.where(defects, evenly(total).median(), total))
         deviation = total - local
-        good = deviation[~defects]
-        sigma = 1.4826 * float(median((good - median(good)).abs()))
+        good = evenly(deviation)[~evenly(defects)]
+        sigma = 1.4826 * float((good - good.median()).abs().median())
         defects |= (deviation.abs() > n_sigma * max(sigma, 1e-6)) | (steady & (local > 20))
     return defects
 
