@@ -17,7 +17,8 @@ _enough = threading.Event()
 def start(arguments: Sequence[str]) -> None:
     """Begin to read those of a command's arguments that are files, in order, until `stop`."""
     _enough.clear()
-    left = iter([path for path in map(Path, arguments) if not path.name.startswith("-") and path.is_file()])
+    # Looked for by the threads, one at a time: thousands of names on a slow file system take their time, too.
+    left = (path for path in map(Path, arguments) if not path.name.startswith("-") and path.is_file())
     lock = threading.Lock()
 
     def read() -> None:
