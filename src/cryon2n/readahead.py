@@ -4,6 +4,7 @@ Imports nothing that takes time itself.  What is in the page cache already costs
 """
 
 import contextlib
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ def start(arguments: Sequence[str]) -> None:
     """Begin to read those of a command's arguments that are files, in order, until `stop`."""
     _enough.clear()
     # Looked for by the threads, one at a time: thousands of names on a slow file system take their time, too.
-    left = (path for path in map(Path, arguments) if not path.name.startswith("-") and path.is_file())
+    left = (Path(name) for name in arguments if not name.startswith("-") and os.path.isfile(name))
     lock = threading.Lock()
 
     def read() -> None:
