@@ -19,7 +19,8 @@ from cryon2n.errors import InputError
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 # NumPy's matrix products are small here.  Of all cores' threads the last is waited for: beside threads that hash, a
-# movie's alignment on a GPU took eight times as long.  NumPy reads this when it is imported.
+# movie's alignment on a GPU took several times as long (docs/performance-notes.md).  NumPy reads this when
+# it is imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # command: (module, what it does).  In the order of the data's way.

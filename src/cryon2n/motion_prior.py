@@ -120,7 +120,7 @@ def normal_equations(prior: Prior, told: np.ndarray, areas: np.ndarray, informat
     a, u = np.linalg.eigh(space.T @ (areas[:, None] * space))
     b, v = np.linalg.eigh(frames.T @ (information[:, None] * frames))
     # Sums in plain loops: for a matrix product of this size OpenBLAS takes all cores and waits for the last of them,
-    # which beside threads that hash took three quarters of the alignment's time (docs/performance-notes.md).
+    # which beside threads that hash took most of the alignment's time (docs/performance-notes.md).
     right = np.einsum("tk,jtc->jkc", frames @ v, np.einsum("pj,ptc->jtc", space @ u, told))
     return Equations(a.clip(0), b.clip(0), u, v, right)
 

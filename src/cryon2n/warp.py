@@ -57,12 +57,12 @@ def sum_groups(
     rings = None
     # The sum's content stands where it stood in frame 0; the field is that of places in the mean frame.
     offset = motion.trajectory_A.mean(0) / pixel_size
-    factors = places = None
+    factors = None if motion.local is None else making_up(motion.local, shape, pixel_size, offset)
+    places = None
     for t, spectrum in enumerate(spectra):
         if t not in member:
             continue
         if motion.local is not None and places is None:
-            factors = making_up(motion.local, shape, pixel_size, offset)
             places = motion.local.sampling(shape, offset, pixel_size, spectrum.device)
         axes = fourier.shift_phase_axes(shape, shifts[t])
         if factors is not None:

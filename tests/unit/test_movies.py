@@ -46,6 +46,14 @@ def test_counts_above_127_are_not_negative(tmp_path):
         assert corrected(movie, 0).min() == 250
 
 
+def test_a_stuck_pixel_is_found_however_large_the_sum_of_its_counts(tmp_path):
+    """140 frames of 234: their sums lie about the largest number of 16 bits, 32767."""
+    data = np.random.default_rng(0).integers(214, 255, (140, *SHAPE)).astype(np.uint8)
+    data[:, 20, 30] = 234
+    with opened(tmp_path, data, dark=np.ones(SHAPE)) as movie:
+        assert np.argwhere(defects_of(movie)).tolist() == [[20, 30]]
+
+
 def test_clean_frames_hold_no_defects_beyond_chance(tmp_path):
     # 7 sigma of a sum of 80 counts: a Poisson tail of about 1e-10 per pixel.
     with opened(tmp_path, counts()) as movie:

@@ -26,7 +26,7 @@ rule score_method:
         "../../envs/cryon2n.yaml"
     threads: 4
     resources:
-        mem="8GB",
+        mem="20GB",
         runtime="1h",
     params:
         denoised=lambda wildcards, input: Path(input.denoised[0]).parent,

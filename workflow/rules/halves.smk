@@ -133,7 +133,7 @@ rule audit_halves:
         "../../envs/cryon2n.yaml"
     threads: 4
     resources:
-        mem="8GB",
+        mem="12GB",
         runtime="2h",
     params:
         settings=settings("audit"),
