@@ -5,12 +5,14 @@ A stage's command, its rule in ``workflow/rules`` and its log share one name (``
 """
 
 import argparse
-import gc
+import atexit
+import contextlib
 import importlib
 import os
 import sys
+import threading
 
-from cryon2n import __version__, log, readahead
+from cryon2n import __version__, log, readahead, wake
 from cryon2n.errors import InputError
 
 # Threads of torch that wait for the next piece of work soon go to sleep: by default they turn in circles, and where
@@ -65,10 +67,21 @@ STAGES = {
 
 def command() -> int:
     """Run one stage as a process of its own, whose end is the end of it."""
-    code = main()
-    # At its end Python looks for circles in all that torch made: four tenths of a second, for memory that goes anyway.
-    gc.freeze()
-    return code
+    try:
+        code = main()
+    except SystemExit as end:  # of argparse
+        if not isinstance(end.code, int | None):
+            raise
+        code = end.code or 0
+    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+        return code
+    # All is written and nothing waits: what Python and CUDA would take apart now, piece by piece, goes anyway, and
+    # took half a second.
+    atexit._run_exitfuncs()
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -82,6 +95,7 @@ def main(argv: list[str] | None = None) -> int:
         return _help(name)
     if name == "denoise":
         readahead.start(argv[1:])
+        wake.start(argv[1:])
     module = importlib.import_module(f"cryon2n.{STAGES[name][0]}")
     parser = argparse.ArgumentParser(prog=f"cryon2n {name}", description=STAGES[name][1])
     add_arguments, run = module.COMMANDS[name]

@@ -93,7 +93,8 @@ def _denoise(args: argparse.Namespace) -> int:
     with lap("load weights"):
         run = args.precision, args.tile, args.compile, args.symmetries
         model = load_model(args.weights, "cpu" if several else devices[0], *run)
-    readahead.stop()
+    if several:  # who read ahead themselves
+        readahead.stop()
     job = Job(
         out=args.out or Path(),
         pixel_size=args.pixel_size,

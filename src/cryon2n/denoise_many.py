@@ -30,6 +30,7 @@ from cryon2n import (
     files,
     micrograph_inputs,
     micrograph_outputs,
+    readahead,
 )
 from cryon2n.denoise_done import DONE, FAILED, Finished, Row, find_done, write_record
 from cryon2n.denoise_model import Denoised, Model, Prepared, Wanted
@@ -44,6 +45,7 @@ LABEL = "denoised, for viewing and picking, not for reconstruction"
 SIGMA_LABEL = "standard error of the denoised micrograph"
 FOLDERS = {"json": "records", "mrc": "uncertainty", "png": "quicklook"}  # in the folder for the results
 DONE_BEFORE = 0.02  # s; by then a thread has found that an earlier run has made a result
+ROOMY = 30e9  # bytes of a GPU that holds 16 micrographs of 12k x 12k beside what the network takes
 LOOK = 0.2  # s between two looks for what has been written while nothing is to be computed
 
 
@@ -138,10 +140,8 @@ class Pipeline:
     def __init__(self, model: Model, job: Job, stop: threading.Event | None = None, ahead: int | None = None):
         self.model, self.job = model, job
         self.made_with, self.device = job.made_with(model), device.describe(model.where)
-        on_gpu = model.where.type == "cuda"
-        # On a CPU the network takes all cores: more threads would only hold memory.
-        self.ahead = ahead or (min(4, os.cpu_count() or 1) if on_gpu else 1)
-        self.cold = on_gpu
+        self.cold = model.where.type == "cuda"
+        self.ahead = ahead or _most_ahead(model.where)
         self.room = threading.Semaphore(self.ahead)
         self.read: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.unwritten: deque[tuple[Micrograph, Future[Finished] | Finished]] = deque()
@@ -220,6 +220,7 @@ class Pipeline:
             with lap("warm up"), contextlib.suppress(torch.OutOfMemoryError):
                 denoise_model.warm_up(self.model)
             self.cold = False
+        readahead.stop()  # from here on the disk is kept busy
 
     def _settled(self, most: int) -> Iterator[Finished]:
         """Yield what is finished, in order, and wait until no more than `most` micrographs are to be written."""
@@ -365,6 +366,14 @@ class Pipeline:
     def _failed(self, micrograph: Micrograph, error: BaseException, began: float) -> Finished:
         seconds = round(time.monotonic() - began, 3)
         return Finished(Row(micrograph.name, FAILED, seconds, device=self.device, sentence=sentence(micrograph, error)))
+
+
+def _most_ahead(where: torch.device) -> int:
+    """Return how many micrographs are read ahead, and how many are written at once."""
+    if where.type != "cuda":
+        return 1  # the network takes all cores: more threads would only hold memory
+    most = 8 if torch.cuda.get_device_properties(where).total_memory >= ROOMY else 4
+    return min(most, os.cpu_count() or 1)
 
 
 def sentence(micrograph: Micrograph, error: BaseException) -> str:

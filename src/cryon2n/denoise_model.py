@@ -10,6 +10,7 @@ brought back to its own grey levels.
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -256,11 +257,18 @@ def compute(prepared: Prepared, model: Model, wanted: Wanted | None = None) -> D
 
 
 def warm_up(model: Model) -> None:
-    """Take a small image all the way: what a GPU loads and chooses once is there when the first micrograph comes."""
+    """Take small images all the way: what a GPU loads and chooses once is there when the first micrograph comes.
+
+    The network's libraries load in a thread of their own, beside all the rest.
+    """
     image = np.random.default_rng(0).standard_normal((WARM_UP_SIDE, WARM_UP_SIDE), np.float32)
-    prepared = prepare([image], model)
-    if not model.run.compiled:  # for this size it would be compiled apart
-        compute(prepared, model).image.cpu()
+    ready = Prepared((torch.from_numpy(image).to(model.where),), 0.0, 1.0, Scaling(None, None, ""), Repaired())
+    with ThreadPoolExecutor(1) as beside:
+        # Compiled, it would be compiled apart for this size.
+        network = None if model.run.compiled else beside.submit(compute, ready, model)
+        prepare([image], model)
+        if network is not None:
+            network.result().image.cpu()
 
 
 def denoise(
