@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 
-from cryon2n import __version__, log, readahead, wake
+from cryon2n import __version__, gpus, log, readahead, wake
 from cryon2n.errors import InputError
 
 # Threads of torch that wait for the next piece of work soon go to sleep: by default they turn in circles, and where
@@ -73,14 +73,17 @@ def command() -> int:
         if not isinstance(end.code, int | None):
             raise
         code = end.code or 0
+    except BrokenPipeError:  # `cryon2n plan | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
     if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
         return code
     # All is written and nothing waits: what Python and CUDA would take apart now, piece by piece, goes anyway, and
     # took half a second.
     atexit._run_exitfuncs()
-    with contextlib.suppress(BrokenPipeError):
-        sys.stdout.flush()
-        sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(BrokenPipeError):
+            stream.flush()
     os._exit(code)
 
 
@@ -102,14 +105,14 @@ def main(argv: list[str] | None = None) -> int:
     add_arguments(parser)
     args = parser.parse_args(argv[1:])
     log.set_stage(name)
+    several = getattr(args, "devices", None) or getattr(args, "processes", 1) > 1
+    if getattr(args, "device", "cpu") != "cpu" and not several:
+        gpus.take()
     try:
         code = run(args)  # None, or the exit code of a command that tells more than well or not
     except InputError as error:
         log.say(f"error: {error}")
         return 2
-    except BrokenPipeError:  # `cryon2n plan | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except KeyboardInterrupt:
         log.say("interrupted")
         return 130

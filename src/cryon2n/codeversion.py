@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent
 
 # Modules that carry no numbers: every stage imports them, and editing one must not cost hours of GPU.
 NUMBERLESS = {
-    *("__init__", "cli", "codeversion", "errors", "excluded", "files", "log"),
+    *("__init__", "cli", "codeversion", "errors", "excluded", "files", "gpus", "log"),
     *("memory", "metering", "methods", "settings"),
 }
 

@@ -3,12 +3,13 @@
 Apart from ``device``, which imports torch: programs of others are metered, too, and from outside they are all alike.
 """
 
-import os
 import resource
 import sys
 import threading
 import time
 from typing import Any, TypeVar
+
+from cryon2n import gpus
 
 T = TypeVar("T")
 
@@ -25,7 +26,7 @@ class Meter:
     """
 
     def __init__(self, gpu: bool = False):
-        self.handle = first_gpu() if gpu else None
+        self.handle = next(iter(gpus.visible()), None) if gpu else None
         self.before = self.most = self._memory()
         self.energy: float | None = None
         self.seconds = 0.0
@@ -85,13 +86,13 @@ class Meter:
                 return
 
     def _memory(self) -> int | None:
-        return None if self.handle is None else _ask(lambda nvml: nvml.nvmlDeviceGetMemoryInfo(self.handle).used)
+        return None if self.handle is None else gpus.ask(lambda nvml: nvml.nvmlDeviceGetMemoryInfo(self.handle).used)
 
     def _energy(self) -> float | None:
         """Return J since the driver was loaded."""
         if self.handle is None:
             return None
-        return _ask(lambda nvml: nvml.nvmlDeviceGetTotalEnergyConsumption(self.handle) / 1000)
+        return gpus.ask(lambda nvml: nvml.nvmlDeviceGetTotalEnergyConsumption(self.handle) / 1000)
 
 
 def _peak_memory() -> int:
@@ -99,36 +100,3 @@ def _peak_memory() -> int:
     unit = 1 if sys.platform == "darwin" else 1024
     who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return unit * max(resource.getrusage(each).ru_maxrss for each in who)
-
-
-def first_gpu() -> Any:
-    """Return NVML's handle of the GPU that programs take first; None without one, or where it is not sure which.
-
-    NVML counts as the bus does, CUDA the fastest first unless told otherwise: among unlike GPUs a number alone does
-    not say which one it is.
-    """
-
-    def find(nvml: Any) -> Any:
-        nvml.nvmlInit()
-        first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
-        if first.startswith("GPU-"):
-            return nvml.nvmlDeviceGetHandleByUUID(first.encode())
-        handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
-        alike = len({str(nvml.nvmlDeviceGetName(h)) for h in handles}) == 1
-        if not first.isdecimal() or not (alike or os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"):
-            return None
-        return handles[int(first)] if int(first) < len(handles) else None
-
-    return _ask(find)
-
-
-def _ask(question: Any) -> Any:
-    """Ask NVML; None where it is not there or does not know."""
-    try:
-        import pynvml  # of nvidia-ml-py; of no use without a driver
-    except ImportError:
-        return None
-    try:
-        return question(pynvml)
-    except pynvml.NVMLError:
-        return None

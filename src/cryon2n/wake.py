@@ -10,11 +10,14 @@ import os
 import threading
 from collections.abc import Sequence
 
+from cryon2n import gpus
+
 
 def start(arguments: Sequence[str]) -> None:
-    """Wake the first GPU in a thread, unless a command's arguments ask for help, the CPU, or devices of their own."""
+    """Take a GPU and wake it in a thread, unless a command's arguments ask for help, the CPU, or several."""
     pairs = {f"{a}={b}" for a, b in itertools.pairwise(arguments)} | set(arguments)
     if not {"-h", "--help", "--device=cpu"} & pairs and not any(a.startswith("--devices") for a in arguments):
+        gpus.take()
         threading.Thread(target=_wake, daemon=True).start()
 
 

@@ -90,7 +90,7 @@ def test_the_first_visible_gpu_is_looked_at_or_none(nvml, monkeypatch, names, vi
     for key, value in (("CUDA_VISIBLE_DEVICES", visible), ("CUDA_DEVICE_ORDER", order)):
         if value is not None:
             monkeypatch.setenv(key, value)
-    assert metering.first_gpu() is (None if which is None else nvml[which])
+    assert metering.Meter(gpu=True).handle is (None if which is None else nvml[which])
 
 
 # ---------------------------------------------------------------------------- the table
