@@ -45,7 +45,7 @@ LABEL = "denoised, for viewing and picking, not for reconstruction"
 SIGMA_LABEL = "standard error of the denoised micrograph"
 FOLDERS = {"json": "records", "mrc": "uncertainty", "png": "quicklook"}  # in the folder for the results
 DONE_BEFORE = 0.02  # s; by then a thread has found that an earlier run has made a result
-ROOMY = 30e9  # bytes of a GPU that holds 16 micrographs of 12k x 12k beside what the network takes
+ROOMY = 30e9  # free bytes of a GPU that holds 16 micrographs of 12k x 12k beside what the network takes
 LOOK = 0.2  # s between two looks for what has been written while nothing is to be computed
 
 
@@ -372,7 +372,7 @@ def _most_ahead(where: torch.device) -> int:
     """Return how many micrographs are read ahead, and how many are written at once."""
     if where.type != "cuda":
         return 1  # the network takes all cores: more threads would only hold memory
-    most = 8 if torch.cuda.get_device_properties(where).total_memory >= ROOMY else 4
+    most = 8 if torch.cuda.mem_get_info(where)[0] >= ROOMY else 4
     return min(most, os.cpu_count() or 1)
 
 

@@ -262,13 +262,22 @@ def warm_up(model: Model) -> None:
     The network's libraries load in a thread of their own, beside all the rest.
     """
     image = np.random.default_rng(0).standard_normal((WARM_UP_SIDE, WARM_UP_SIDE), np.float32)
-    ready = Prepared((torch.from_numpy(image).to(model.where),), 0.0, 1.0, Scaling(None, None, ""), Repaired())
-    with ThreadPoolExecutor(1) as beside:
-        # Compiled, it would be compiled apart for this size.
-        network = None if model.run.compiled else beside.submit(compute, ready, model)
-        prepare([image], model)
-        if network is not None:
-            network.result().image.cpu()
+    tile = model.run.tile
+
+    def network() -> None:
+        with denoise_staging.own_stream(model.where):  # and so on this device
+            x = torch.from_numpy(image).to(model.where)
+            compute(Prepared((x,), 0.0, 1.0, Scaling(None, None, ""), Repaired()), model).image.cpu()
+
+    try:
+        with ThreadPoolExecutor(1) as beside:
+            # Compiled, it would be compiled apart for this size.
+            done = None if model.run.compiled else beside.submit(network)
+            prepare([image], model)
+            if done is not None:
+                done.result()
+    finally:
+        model.run.tile = tile  # where memory was short for a moment, too
 
 
 def denoise(

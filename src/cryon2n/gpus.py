@@ -8,10 +8,11 @@ import contextlib
 import fcntl
 import glob
 import os
-import tempfile
+from pathlib import Path
 from typing import Any
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+LOCKS = Path("/tmp")  # the same for all users and jobs of a machine, which TMPDIR is not
 IDLE = 1e9  # bytes in use: GPUs that differ by less are equally idle
 
 _held: list[int] = []  # descriptors of locks, until the end of this process
@@ -34,16 +35,16 @@ def visible() -> list[Any]:
 
     def find(nvml: Any) -> list[Any]:
         nvml.nvmlInit()
-        handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
-        sure = _alike(nvml, handles) or os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
-        names, found = os.environ.get(VISIBLE, ",".join(map(str, range(len(handles))))).split(","), []
+        names = os.environ.get(VISIBLE, ",".join(map(str, range(nvml.nvmlDeviceGetCount())))).split(",")
+        numbered, found = None, []
         for name in map(str.strip, names):
             if name.startswith("GPU-"):
                 found.append(nvml.nvmlDeviceGetHandleByUUID(name.encode()))
-            elif sure and name.isdecimal() and int(name) < len(handles):
-                found.append(handles[int(name)])
-            else:
+                continue
+            numbered = _numbered(nvml) if numbered is None else numbered
+            if not name.isdecimal() or int(name) >= len(numbered):
                 break
+            found.append(numbered[int(name)])
         return found
 
     return ask(find) or []
@@ -72,18 +73,25 @@ def take() -> None:
         os.environ[VISIBLE] = next(filter(_lock, found), found[0])
 
 
+def _numbered(nvml: Any) -> list[Any]:
+    """Return the handles in CUDA's order; none where it is not sure that it is NVML's."""
+    handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
+    return handles if _alike(nvml, handles) or os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID" else []
+
+
 def _alike(nvml: Any, handles: list[Any]) -> bool:
     return len({str(nvml.nvmlDeviceGetName(handle)) for handle in handles}) == 1
 
 
 def _lock(uuid: str) -> bool:
     """Take the lock of a GPU, which all users of this machine share, unless another process has it."""
-    path = os.path.join(tempfile.gettempdir(), f"cryon2n-{uuid}.lock")
+    path = LOCKS / f"cryon2n-{uuid}.lock"
     with contextlib.suppress(OSError):
         try:
             lock = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)  # another user's cannot be opened with O_CREAT
         except FileNotFoundError:
-            lock = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CREAT, 0o644)
+            lock = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CREAT)
+            os.fchmod(lock, 0o644)  # whatever the umask: others are to find it taken or free
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -92,3 +100,12 @@ def _lock(uuid: str) -> bool:
         _held.append(lock)
         return True
     return False
+
+
+def _let_go() -> None:
+    """Close a forked child's copies of the locks, which would outlive this process."""
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)

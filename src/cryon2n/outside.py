@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from cryon2n import files, gpus, log, metering, mrcio
+from cryon2n import files, log, metering, mrcio
 from cryon2n.errors import InputError
 from cryon2n.pair import INPUTS, Pair, load_pair, read_result, write_estimates
 
@@ -174,7 +174,6 @@ def _run(args: argparse.Namespace) -> None:
         estimates.pop("mean", None)
         record |= {"folder": str(args.folder), "sha256": {k: files.sha256_of(path) for k, path in found.items()}}
     else:
-        gpus.take()
         meter = metering.Meter(gpu=True)
         try:
             estimates = run_on_pair(args.command, pair, meter)

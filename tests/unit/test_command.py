@@ -50,13 +50,21 @@ def test_a_thread_at_work_is_waited_for_and_one_in_the_background_is_not():
 
 
 @pytest.mark.parametrize("body", ["print('x' * 1_000_000); return 0", "print('x'); return 0"])
-def test_a_reader_that_has_gone_is_no_error_of_its_own(body):
+def test_a_reader_that_has_gone_is_told_by_the_exit_code_alone(monkeypatch, body):
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     read, write = os.pipe()
     os.close(read)
     text = STAGE.format(body=body) + AS_A_COMMAND
     done = subprocess.run([sys.executable, "-c", text], stdout=write, stderr=subprocess.PIPE, timeout=60)
     os.close(write)
-    assert done.stderr == b""
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_without_an_output_a_command_ends_well_all_the_same():
+    done = subprocess.run(
+        f'{sys.executable} -c "from cryon2n import cli; cli.command()" --version >&- 2>&-', shell=True, timeout=60
+    )
+    assert done.returncode == 0
 
 
 # ---------------------------------------------------------------------------- wake
@@ -78,12 +86,16 @@ class Driver:
 
 
 def woken(monkeypatch, driver, arguments):
+    taken = []
+
     def load(name):
+        assert taken == [1]  # once the driver is awake it is too late
         assert name == "libcuda.so.1"
         if driver is None:
             raise OSError("no such library")
         return driver
 
+    monkeypatch.setattr(wake.gpus, "take", lambda: taken.append(1))
     monkeypatch.setattr(wake.ctypes, "CDLL", load)
     monkeypatch.setenv("CUDA_MODULE_LOADING", "EAGER")  # so that nothing of this stays in the environment
     before = set(threading.enumerate())

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from cryon2n import denoise_repair, fourier
-from cryon2n.denoise_model import Wanted, compute, denoise, denoise_halves, load_model, prepare
+from cryon2n.denoise_model import Wanted, compute, denoise, denoise_halves, load_model, prepare, warm_up
 from cryon2n.denoise_repair import Repaired, grey_levels, repair_pixels
 from cryon2n.denoise_scale import choose_scaling, resize
 from cryon2n.denoise_tiles import denoise_image
@@ -24,6 +24,21 @@ def model(tmp_path):
 
 def image_of(seed=1, shape=(192, 160)):
     return (500 + 40 * (field(seed, shape) + white(seed, shape))).astype(np.float32)
+
+
+def test_memory_that_is_short_while_a_gpu_warms_up_makes_no_tiles_smaller(model, monkeypatch):
+    forward, tile, calls = model.run.forward, model.run.tile, []
+
+    def short(x):
+        calls.append(x.shape)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(x)
+
+    monkeypatch.setattr(model.run, "forward", short)
+    warm_up(model)
+    assert len(calls) > 1
+    assert model.run.tile == tile
 
 
 # ---------------------------------------------------------------------------- repair

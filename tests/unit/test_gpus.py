@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 
 import pytest
 
@@ -33,8 +32,14 @@ def nvmlDeviceGetMemoryInfo(i):
 """
 JOB = """
 import os, sys
+from pathlib import Path
 from cryon2n import gpus
+gpus.LOCKS = Path(sys.argv[1])
+os.umask(0o077)
 gpus.take()
+if len(sys.argv) > 2 and os.fork() == 0:
+    sys.stdin.read()  # lives on
+    os._exit(0)
 print(os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
 sys.stdin.read()
 """
@@ -45,12 +50,12 @@ def job(tmp_path):
     """Start jobs that take a GPU and hold it until they end; gives what each then sees."""
     started = []
 
-    def start(cards, visible):
+    def start(cards, visible, *more):
         (tmp_path / "pynvml.py").write_text(NVML.format(cards=cards))
-        own = {"PYTHONPATH": str(tmp_path), "TMPDIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": visible}
-        process = subprocess.Popen(
-            [sys.executable, "-c", JOB], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | own
-        )
+        own = {"PYTHONPATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": visible}
+        words = [sys.executable, "-c", JOB, str(tmp_path), *more]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        process = subprocess.Popen(words, **pipes, text=True, env=os.environ | own)
         started.append(process)
         return process, process.stdout.readline().strip()
 
@@ -83,6 +88,20 @@ def test_the_idlest_is_taken_and_little_differences_do_not_count(job):
     assert [job(cards, "0,1,2")[1] for _ in range(4)] == ["GPU-b", "GPU-c", "GPU-a", "GPU-b"]
 
 
+def test_a_forked_child_does_not_keep_the_gpu_of_a_parent_that_was_killed(job):
+    cards = [("x", 0)] * 2
+    parent, seen = job(cards, "0,1", "with a child")
+    assert seen == "GPU-a"
+    parent.kill()
+    parent.wait()
+    assert job(cards, "0,1")[1] == "GPU-a"
+
+
+def test_all_users_may_ask_for_the_locks(job, tmp_path):
+    assert job([("x", 0)] * 2, "0,1")[1] == "GPU-a"
+    assert (tmp_path / "cryon2n-GPU-a.lock").stat().st_mode & 0o777 == 0o644
+
+
 @pytest.mark.parametrize(
     ("cards", "visible"),
     [
@@ -106,9 +125,9 @@ def test_without_a_gpu_nvml_is_not_asked(monkeypatch):
 
 
 def test_a_lock_that_cannot_be_made_takes_nothing(monkeypatch, tmp_path):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "not there"))
+    monkeypatch.setattr(gpus, "LOCKS", tmp_path / "not there")
     assert not gpus._lock("GPU-a")
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(gpus, "LOCKS", tmp_path)
     (tmp_path / "cryon2n-GPU-a.lock").symlink_to(tmp_path / "elsewhere")
     assert not gpus._lock("GPU-a")
     assert not (tmp_path / "elsewhere").exists()
