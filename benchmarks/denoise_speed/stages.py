@@ -22,7 +22,7 @@ from cryon2n.denoise_scale import Scaling
 COLUMNS = ["run", "size", *denoise_timing.COLUMNS]
 ALL = "all of it"
 FROM_DISK = ", from the disk"
-AHEAD = 4  # micrographs read ahead and written at once, as on a GPU of less than 30 GB
+AHEAD = 4  # micrographs read ahead and written at once, as on a GPU with less than 30 GB free
 
 
 @dataclass(frozen=True)

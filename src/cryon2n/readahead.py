@@ -45,17 +45,17 @@ def stop() -> None:
 
 def _read(file: BinaryIO, buffer: memoryview) -> None:
     size, piece = os.fstat(file.fileno()).st_size, len(buffer)
-    ask(file, 0, piece)
+    _ask(file, 0, piece)
     for at in range(0, size, piece):
         if _enough.is_set():
             return
-        ask(file, at + piece, piece)  # so that the disk never waits for this thread
+        _ask(file, at + piece, piece)  # so that the disk never waits for this thread
         if not _is_cached(file, at, min(piece, size - at)):
             file.seek(at)
             file.readinto(buffer)
 
 
-def ask(file: BinaryIO, at: int, size: int) -> None:
+def _ask(file: BinaryIO, at: int, size: int) -> None:
     """Have the system read bytes of a file into the page cache, all at once, and do not wait for them."""
     if hasattr(os, "posix_fadvise"):
         with contextlib.suppress(OSError):
@@ -67,5 +67,5 @@ def _is_cached(file: BinaryIO, at: int, size: int) -> bool:
     one, places = bytearray(1), (*range(at, at + size, max(1, size // PROBES)), at + size - 1)
     try:
         return all(os.preadv(file.fileno(), [one], place, os.RWF_NOWAIT) for place in places)
-    except (OSError, AttributeError, NotImplementedError):
+    except (OSError, AttributeError):  # it would have to wait; this file system, or this system, does not say
         return False

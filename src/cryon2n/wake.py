@@ -1,4 +1,4 @@
-"""Let a GPU make itself ready while Python and torch start: its driver takes half a second for that.
+"""Let a GPU make itself ready while Python and torch start: its driver takes 0.4 s for that.
 
 torch takes what is there.  Imports nothing that takes time itself; whatever goes wrong, torch will meet and say.
 """

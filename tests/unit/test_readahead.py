@@ -28,19 +28,8 @@ def test_files_among_the_arguments_are_read_and_the_rest_is_let_be(tmp_path, mon
         path.write_bytes(bytes(100))
     opened, real = [], open
     monkeypatch.setattr("builtins.open", lambda path, *more, **named: opened.append(path) or real(path, *more, **named))
-    wait_for(
-        started(
-            [
-                "--weights",
-                "-",
-                str(tmp_path),
-                str(files[0]),
-                str(tmp_path / "none.mrc"),
-                "x" * 5000,
-                *map(str, files[1:]),
-            ]
-        )
-    )
+    others = ["--weights", "-", str(tmp_path), str(tmp_path / "none.mrc"), "x" * 5000]
+    wait_for(started([*others, *map(str, files)]))
     assert sorted(opened) == files
 
 
